@@ -1,0 +1,207 @@
+//! What may be typed. Values stay text here; what they mean is for `settings` and the verbs.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const VERBS_HELP: &str = "\
+Verbs (as the first argument):
+  ps                   list the runs
+  status RUN           tell all about one run
+  stop RUN...          end runs, and wait until nothing of them is left
+  renew RUN DURATION   grant the lease anew, from now on
+  logs RUN [-f]        show the output of a run that has a --log
+  wait RUN             wait for the end, and return the run's code
+  run                  the same as no verb
+RUN is an id, a unique beginning of one, or a name. A verb's own options: agent-run VERB --help.
+
+Settings also come from AGENT_RUN_TTL and so on, from agent-run.toml in this directory or above, and from
+~/.config/agent-run/config.toml.
+
+Exit code: the command's own; 124 if the lease or idle time ended it, 125 if agent-run itself failed, 126 not
+executable, 127 not found, 128+N killed by signal N.";
+
+/// The run form.
+#[derive(Debug, Parser)]
+#[command(
+    name = "agent-run",
+    version,
+    about = "Runs a command; when it ends, for whatever reason, all that it started is gone",
+    override_usage = "agent-run [OPTIONS] [--] COMMAND [ARG]...",
+    after_help = VERBS_HELP,
+    disable_help_subcommand = true
+)]
+pub(super) struct RunCli {
+    /// End the run after this time (90s, 1h30m, 0 for none)
+    #[arg(long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) ttl: Option<String>,
+    /// End the run after this time without input or output
+    #[arg(long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) idle: Option<String>,
+    /// Time between the polite signal and SIGKILL [default: 5s]
+    #[arg(short = 'k', long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) grace: Option<String>,
+    /// The polite signal [default: TERM]
+    #[arg(short, long, value_name = "S", allow_hyphen_values = true)]
+    pub(super) signal: Option<String>,
+    /// A name, unique among live runs
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) name: Option<String>,
+    /// A label, for the verbs to select by; repeatable
+    #[arg(long = "label", value_name = "K=V")]
+    pub(super) labels: Vec<String>,
+    /// Start in the managed directory
+    #[arg(long)]
+    pub(super) scratch: bool,
+    /// Copy this into the managed directory and start there; repeatable
+    #[arg(long = "copy", value_name = "PATH")]
+    pub(super) copies: Vec<PathBuf>,
+    /// What becomes of the managed directory: never, on-failure, always [default: never]
+    #[arg(long, value_name = "WHEN")]
+    pub(super) keep: Option<String>,
+    /// Set a variable for the command; repeatable
+    #[arg(long = "env", value_name = "K=V")]
+    pub(super) env: Vec<OsString>,
+    /// Start in this directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["scratch", "copies"])]
+    pub(super) chdir: Option<PathBuf>,
+    /// Write a copy of the output to this file
+    #[arg(long, value_name = "FILE")]
+    pub(super) log: Option<PathBuf>,
+    /// Append what happens to this file, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub(super) events: Option<PathBuf>,
+    /// Open descriptors of each process (soft[:hard])
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) nofile: Option<String>,
+    /// Size of each file that is written
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(super) fsize: Option<String>,
+    /// Memory of each process: heap and private mappings
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(super) data: Option<String>,
+    /// Size of a core dump
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(super) core: Option<String>,
+    /// CPU time of each process
+    #[arg(long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) cpu_time: Option<String>,
+    /// Return the command's own code even if the lease or idle time ended it
+    #[arg(long)]
+    pub(super) preserve_status: bool,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Say where each setting came from, and how the run ended
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(super) verbose: bool,
+    #[arg(long, hide = true, value_name = "N")]
+    pub(super) started_fd: Option<i32>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+}
+
+/// The verbs.
+#[derive(Debug, Parser)]
+#[command(name = "agent-run", version, disable_help_subcommand = false)]
+pub(super) struct VerbCli {
+    #[command(subcommand)]
+    pub(super) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// List the runs
+    Ps(PsArgs),
+    /// Tell all about a run: exit code 0 running, 3 not running, 1 dead with something left, 4 unknown
+    Status(StatusArgs),
+    /// End runs, and wait until nothing of them is left
+    Stop(StopArgs),
+    /// Grant the lease anew, from now on (0 for no lease)
+    Renew(RenewArgs),
+    /// Show the output of a run that has a --log
+    Logs(LogsArgs),
+    /// Wait for the end, and return the run's code
+    Wait(WaitArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// Answer with one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Only runs with this label; repeatable
+    #[arg(long = "label", value_name = "K=V")]
+    pub(super) labels: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PsArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Finished runs too
+    #[arg(short, long)]
+    pub(super) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Id, beginning of one, or name
+    #[arg(value_name = "RUN")]
+    pub(super) run: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StopArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Ids, beginnings of them, or names
+    #[arg(value_name = "RUN")]
+    pub(super) runs: Vec<String>,
+    /// All live runs
+    #[arg(short, long, conflicts_with = "runs")]
+    pub(super) all: bool,
+    /// Time between the polite signal and SIGKILL, in place of the run's own
+    #[arg(short = 'k', long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) grace: Option<String>,
+    /// Say what would be ended, and end nothing
+    #[arg(short = 'n', long)]
+    pub(super) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RenewArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Id, beginning of one, or name (none with --label), then the time from now on
+    #[arg(value_name = "RUN DURATION", required = true, num_args = 1..=2, allow_hyphen_values = true)]
+    pub(super) words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Id, beginning of one, or name
+    #[arg(value_name = "RUN")]
+    pub(super) run: Option<String>,
+    /// Go on until the run ends
+    #[arg(short, long)]
+    pub(super) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WaitArgs {
+    #[command(flatten)]
+    pub(super) common: Common,
+    /// Id, beginning of one, or name
+    #[arg(value_name = "RUN")]
+    pub(super) run: Option<String>,
+    /// Give up after this time, with code 124
+    #[arg(long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) timeout: Option<String>,
+}

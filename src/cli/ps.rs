@@ -1,0 +1,79 @@
+//! `agent-run ps`: the runs, from their records, locks and /proc. Never waits for a supervisor.
+
+use std::io::{IsTerminal, stdout};
+
+use serde_json::Value;
+
+use super::args::PsArgs;
+use super::printer::Printer;
+use super::select::{self, Filter};
+use super::{root, table, view};
+use crate::failure::Failure;
+use crate::limits::format_size;
+use crate::registry::store::{self, SeenRun};
+use crate::sys::tty;
+use crate::usage::{Census, Usage};
+
+pub(super) fn run(args: &PsArgs, printer: &Printer) -> Result<u8, Failure> {
+    let filter = Filter::of(&args.common)?;
+    let live = select::live(&filter)?;
+    let census = (!live.is_empty()).then(Census::take);
+    let usage = |run: &SeenRun| Some(census.as_ref()?.usage(run.record.as_ref().ok()?));
+    let mut rows: Vec<(SeenRun, Option<Usage>)> = live
+        .into_iter()
+        .map(|run| {
+            let usage = usage(&run);
+            (run, usage)
+        })
+        .collect();
+    if args.all
+        && let Some(root) = root()?
+    {
+        store::prune_ended(&root);
+        rows.extend(store::ended(&root).into_iter().filter(|run| filter.fits(run)).map(|run| (run, None)));
+    }
+    if printer.is_json() {
+        let runs: Vec<Value> = rows.iter().map(|(run, usage)| view::json(run, *usage, None)).collect();
+        printer.document("runs", Value::Array(runs));
+    } else {
+        print(&rows, printer);
+    }
+    Ok(0)
+}
+
+fn print(rows: &[(SeenRun, Option<Usage>)], printer: &Printer) {
+    let header = ["ID", "NAME", "STATE", "AGE", "LEFT", "MEMORY", "PROCS", "COMMAND"];
+    let cells: Vec<Vec<String>> = rows.iter().map(|(run, usage)| row(run, usage.as_ref())).collect();
+    let width = if stdout().is_terminal() { tty::width() } else { None };
+    printer.answer(&table::layout(&header, &cells, width));
+}
+
+fn row(run: &SeenRun, usage: Option<&Usage>) -> Vec<String> {
+    let none = || "-".to_owned();
+    let Ok(record) = &run.record else {
+        let why = run.record.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        return vec![
+            run.id.to_string(),
+            none(),
+            run.state.word().to_owned(),
+            none(),
+            none(),
+            none(),
+            none(),
+            why,
+        ];
+    };
+    vec![
+        record.id.to_string(),
+        record.name.clone().unwrap_or_else(none),
+        record
+            .end
+            .as_ref()
+            .map_or(run.state.word().to_owned(), |end| format!("{} {}", end.reason.word(), end.code)),
+        view::brief(record.started_at.age()),
+        record.time_left().filter(|_| record.end.is_none()).map_or_else(none, view::brief),
+        usage.map_or_else(none, |usage| format_size(usage.rss_bytes)),
+        usage.map_or_else(none, |usage| usage.pids.to_string()),
+        view::command_line(record),
+    ]
+}

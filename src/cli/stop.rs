@@ -1,0 +1,120 @@
+//! `agent-run stop`: asks for the end and waits until nothing is left.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::args::StopArgs;
+use super::printer::Printer;
+use super::select::{self, Filter};
+use super::{root_for, view};
+use crate::control::Request;
+use crate::control::client::{ask, wait_until_released};
+use crate::exit;
+use crate::failure::Failure;
+use crate::lease::parse_duration;
+use crate::registry::record::State;
+use crate::registry::store::{self, SeenRun};
+
+pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
+    let grace = args.grace.as_deref().map(parse_duration).transpose();
+    let grace = grace.map_err(|error| Failure::usage(format!("--grace: {error}"), "nothing was stopped"))?;
+    let mut runs = selected(args)?;
+    if args.dry_run {
+        report(&runs, printer, |run| format!("would stop {}", title(run)));
+        return Ok(0);
+    }
+    // All are asked before one is waited for, so that their graces pass together.
+    let asked: Vec<Result<(), String>> = runs.iter().map(|run| request(run, grace)).collect();
+    let mut remains = false;
+    for (run, asked) in runs.iter_mut().zip(asked) {
+        if let Err(why) = settle(run, asked) {
+            remains = true;
+            printer.note(&format!("{}: {why}", title(run)));
+        }
+    }
+    report(&runs, printer, outcome);
+    Ok(if remains { exit::SOMETHING_REMAINS } else { 0 })
+}
+
+/// Returns the runs that are meant; all are found before one is touched.
+fn selected(args: &StopArgs) -> Result<Vec<SeenRun>, Failure> {
+    if !args.runs.is_empty() {
+        let filter = Filter::of(&args.common)?;
+        let root = root_for(&args.runs[0])?;
+        let mut found: Vec<SeenRun> = Vec::new();
+        for selector in &args.runs {
+            let run = store::find(&root, selector)?;
+            if filter.fits(&run) && found.iter().all(|other| other.id != run.id) {
+                found.push(run);
+            }
+        }
+        return Ok(found);
+    }
+    if !args.all && args.common.labels.is_empty() {
+        return Err(Failure::usage("no run is named", "name one, or use --all or --label"));
+    }
+    select::live(&Filter::of(&args.common)?)
+}
+
+fn request(run: &SeenRun, grace: Option<Duration>) -> Result<(), String> {
+    if run.state == State::Finished || !run.is_supervised() {
+        return Ok(());
+    }
+    match ask(&run.directory, Request::Stop { grace_s: grace.map(|span| span.as_secs_f64()) }) {
+        Ok(_) => Ok(()),
+        // It may be ending by itself; the lock tells.
+        Err(_) if !run.is_supervised() => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Waits for the end; tells what is left.
+fn settle(run: &mut SeenRun, asked: Result<(), String>) -> Result<(), String> {
+    if run.state == State::Finished {
+        return Ok(());
+    }
+    asked?;
+    wait_until_released(run, None).map_err(|error| error.to_string())?;
+    run.reread();
+    match run.record.as_ref().map(|record| record.end.as_ref()) {
+        Ok(Some(end)) if end.verified => {
+            run.state = State::Finished;
+            Ok(())
+        }
+        Ok(Some(end)) => {
+            let left: Vec<String> =
+                end.survivors.iter().map(|left| format!("pid {} ({})", left.pid, left.command)).collect();
+            Err(format!("could not be ended: {}", left.join(", ")))
+        }
+        Ok(None) => Err("nobody supervises it any more".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn title(run: &SeenRun) -> String {
+    match run.record.as_ref().ok().and_then(|record| record.name.as_ref()) {
+        Some(name) => format!("{name} ({})", run.id),
+        None => run.id.to_string(),
+    }
+}
+
+fn outcome(run: &SeenRun) -> String {
+    let end = run.record.as_ref().ok().and_then(|record| record.end.as_ref());
+    match end {
+        Some(end) if end.verified && end.killed > 0 => {
+            format!("stopped {} ({} needed SIGKILL)", title(run), end.killed)
+        }
+        Some(end) if end.verified => format!("stopped {}", title(run)),
+        _ => format!("not stopped {}", title(run)),
+    }
+}
+
+fn report(runs: &[SeenRun], printer: &Printer, line: impl Fn(&SeenRun) -> String) {
+    if printer.is_json() {
+        let values: Vec<Value> = runs.iter().map(|run| view::json(run, None, None)).collect();
+        printer.document("runs", Value::Array(values));
+    } else if !runs.is_empty() {
+        printer.answer(&runs.iter().map(line).collect::<Vec<_>>().join("\n"));
+    }
+}

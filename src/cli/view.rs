@@ -1,0 +1,109 @@
+//! A run as an answer shows it: its record, with what only a look at the moment tells.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::lease::format_duration;
+use crate::registry::record::{Record, RecordError, State};
+use crate::registry::store::SeenRun;
+use crate::usage::Usage;
+
+/// Returns the run as JSON: the record's fields, `state` as it is now, and `usage` and `idle_s`.
+pub(super) fn json(run: &SeenRun, usage: Option<Usage>, idle_s: Option<f64>) -> Value {
+    let mut value = match &run.record {
+        Ok(record) => record_json(record),
+        Err(error) => json!({ "id": run.id, "record_error": error.to_string() }),
+    };
+    value["state"] = json!(run.state);
+    value["usage"] = json!(usage);
+    value["idle_s"] = json!(idle_s);
+    value
+}
+
+fn record_json(record: &Record) -> Value {
+    // A record was made of JSON or can be: its maps have string keys only.
+    serde_json::to_value(record).unwrap_or_default()
+}
+
+/// Returns the command as one line that a terminal can show, cut to `width` columns.
+pub(super) fn command_line(record: &Record) -> String {
+    record.command.iter().map(|word| shown(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// Quotes what would not read as one word; control characters never reach a terminal.
+fn shown(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!(
+            "'{}'",
+            word.chars()
+                .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+                .collect::<String>()
+        )
+    }
+}
+
+/// Returns a duration in its largest unit alone, for a narrow column: `3h`, `12m`, `5s`.
+pub(super) fn brief(span: Duration) -> String {
+    let seconds = span.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Returns how a finished run ended, in words.
+pub(super) fn ended(record: &Record) -> Option<String> {
+    let end = record.end.as_ref()?;
+    let verified = if end.verified { "" } else { ", something is left" };
+    Some(format!("{}, code {}{verified}", end.reason.word(), end.code))
+}
+
+/// Returns the lines of `status`.
+pub(super) fn lines(run: &SeenRun, usage: Option<Usage>, idle_s: Option<f64>) -> Vec<(&'static str, String)> {
+    let record = match &run.record {
+        Ok(record) => record,
+        Err(error) => return broken(run, error),
+    };
+    let mut lines = vec![("run", record.id.to_string())];
+    let mut add = |key, value: Option<String>| lines.extend(value.map(|value| (key, value)));
+    add("name", record.name.clone());
+    add("state", Some(run.state.word().to_owned()));
+    add("ended", ended(record));
+    add("command", Some(command_line(record)));
+    add("in", Some(record.cwd.clone()));
+    let labels: Vec<String> = record.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    add("labels", Some(labels.join(" ")).filter(|text| !text.is_empty()));
+    add("started", Some(format!("{} ({} ago)", record.started_at, brief(record.started_at.age()))));
+    if run.state != State::Finished {
+        add(
+            "lease",
+            Some(
+                record
+                    .time_left()
+                    .map_or("none".to_owned(), |left| format!("{} left", format_duration(left))),
+            ),
+        );
+        add("idle", idle_s.and_then(|idle| Duration::try_from_secs_f64(idle).ok()).map(format_duration));
+        add("leader", record.leader.as_ref().map(|leader| format!("pid {}", leader.pid)));
+    }
+    add("uses", usage.map(|usage| uses(&usage)));
+    add("directory", record.dir.clone());
+    add("log", record.log.clone());
+    lines
+}
+
+fn uses(usage: &Usage) -> String {
+    let memory = crate::limits::format_size(usage.rss_bytes);
+    let fds = usage.fds.map_or(String::new(), |fds| format!(", {fds} descriptors"));
+    format!("{memory}, {:.1} s of CPU, {} processes{fds}", usage.cpu_s, usage.pids)
+}
+
+fn broken(run: &SeenRun, error: &RecordError) -> Vec<(&'static str, String)> {
+    vec![("run", run.id.to_string()), ("state", run.state.word().to_owned()), ("record", error.to_string())]
+}

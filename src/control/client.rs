@@ -1,0 +1,74 @@
+//! Talking to a living run, and waiting for its end.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::{Answer, LONGEST_LINE, Request, decode, encode};
+use crate::registry::store::{SOCKET, SeenRun};
+use crate::sys::{net, process, waits};
+
+/// How long a supervisor may take to answer: it only has to read a line.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// A request that was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Nobody answers.
+    #[error("its supervisor does not answer: {0}")]
+    NoAnswer(#[from] io::Error),
+    /// The socket is another user's.
+    #[error("its control socket belongs to user {0}")]
+    Stranger(u32),
+    /// The supervisor said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks the supervisor of the run in `directory`.
+pub fn ask(directory: &File, request: Request) -> Result<Answer, ControlError> {
+    let mut stream = net::connect_in(directory, SOCKET)?;
+    let uid = net::peer_uid(stream.as_fd())?;
+    if uid != process::own_uid() && uid != 0 {
+        return Err(ControlError::Stranger(uid));
+    }
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+    stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+    stream.write_all(&encode(request))?;
+    let mut line = Vec::new();
+    BufReader::new(stream.take(LONGEST_LINE)).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    match decode(&line).map_err(ControlError::Refused)? {
+        Answer::Refused { message } => Err(ControlError::Refused(message)),
+        answer => Ok(answer),
+    }
+}
+
+/// Blocks until nobody supervises `run` any more, at most for `timeout`; returns whether that is so.
+pub fn wait_until_released(run: &mut SeenRun, timeout: Option<Duration>) -> io::Result<bool> {
+    let until = timeout.and_then(|span| Instant::now().checked_add(span));
+    while run.is_supervised() {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(false);
+        }
+        run.reread();
+        wait_for_a_death(run, left)?;
+    }
+    Ok(true)
+}
+
+/// Blocks until guard or supervisor has died. Whoever cannot be seen (another pid namespace) is
+/// asked after by the lock alone, ten times a second.
+fn wait_for_a_death(run: &SeenRun, timeout: Option<Duration>) -> io::Result<()> {
+    const UNSEEN: Duration = Duration::from_millis(100);
+    let keepers = run.record.iter().flat_map(|record| [&record.guard, &record.supervisor]);
+    let pinned: Vec<_> = keepers.flatten().filter_map(|keeper| keeper.pin()).collect();
+    let polled: Vec<_> = pinned.iter().map(|pidfd| (pidfd.as_fd(), true)).collect();
+    let span = if pinned.is_empty() { Some(timeout.unwrap_or(UNSEEN).min(UNSEEN)) } else { timeout };
+    waits::any(&polled, span)?;
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! The last steps of a run, the same whoever takes them: the managed directory goes, the record is
+//! written for the last time and moves to the finished ones, the person is told.
+
+use std::fs::File;
+use std::io::Write;
+
+use serde_json::{Value, json};
+
+use crate::exit::{Ending, Reason};
+use crate::lease::format_duration;
+use crate::registry::record::{End, Record, Survivor, Timestamp};
+use crate::registry::store::LiveRun;
+use crate::run::{RunSpec, Verbosity};
+use crate::rundir;
+use crate::sys::process::Ended;
+
+/// How a run ended, with all that the record tells of it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Why.
+    pub reason: Reason,
+    /// How the leader ended.
+    pub leader: Option<Ended>,
+    /// How `agent-run` ends.
+    pub ending: Ending,
+    /// Whether nothing is left.
+    pub verified: bool,
+    /// How many processes needed SIGKILL.
+    pub killed: u32,
+    /// What is left.
+    pub survivors: Vec<Survivor>,
+}
+
+/// Ends `run` on disk and returns what the person is told, if anything. Can be repeated: whoever takes
+/// over from a dead supervisor may find any of it done.
+pub fn conclude(run: &mut LiveRun, spec: &RunSpec, outcome: &Outcome, events: &mut Events) -> Option<String> {
+    run.record.end = Some(End {
+        reason: outcome.reason,
+        code: outcome.ending.code(),
+        signal: match outcome.leader {
+            Some(Ended::Signaled(signal)) => Some(signal),
+            _ => None,
+        },
+        at: Timestamp::now(),
+        verified: outcome.verified,
+        killed: outcome.killed,
+        survivors: outcome.survivors.clone(),
+        dir_error: None,
+    });
+    // A tree that is not gone may still use the directory; both wait for the next sweep.
+    let kept = if outcome.verified { rundir::give_back(run, outcome.ending) } else { None };
+    let dir_error = run.record.end.as_ref().and_then(|end| end.dir_error.clone());
+    events.write("ended", &run.record, json!({ "end": run.record.end }));
+    let saved = if outcome.verified && dir_error.is_none() { run.finish() } else { run.save() };
+    let mut lines: Vec<String> = message(&run.record, spec, outcome).into_iter().collect();
+    lines.extend(
+        kept.map(|place| format!("kept {}", place.display())).filter(|_| spec.verbosity > Verbosity::Quiet),
+    );
+    lines.extend(
+        dir_error.map(|why| {
+            format!("could not remove {}: {why}; remove it by hand", run.managed_path().display())
+        }),
+    );
+    lines.extend(saved.err().map(|why| format!("could not write the record of run {}: {why}", run.id())));
+    (!lines.is_empty()).then(|| lines.join("; "))
+}
+
+/// Returns the line for a person: why it is over, if that is not plain from the command itself.
+fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String> {
+    if !outcome.verified {
+        let left: Vec<String> = outcome
+            .survivors
+            .iter()
+            .map(|left| format!("pid {} ({}, state {})", left.pid, left.command, left.state))
+            .collect();
+        return Some(format!(
+            "run {} could not be ended, {} still there: {}",
+            record.title(),
+            left.len(),
+            left.join(", ")
+        ));
+    }
+    let seconds =
+        |span: Option<f64>| format_duration(std::time::Duration::from_secs_f64(span.unwrap_or_default()));
+    let command = record.command.first().map_or("the command", String::as_str);
+    let told = match outcome.reason {
+        Reason::Ttl => format!("the lease of {} ended, so '{command}' was stopped", seconds(record.ttl_s)),
+        Reason::Idle => {
+            format!("nothing happened for {}, so '{command}' was stopped", seconds(record.idle_timeout_s))
+        }
+        Reason::Stop => format!("'{command}' was stopped on request"),
+        Reason::CpuTime => format!("'{command}' used up its CPU time (--cpu-time)"),
+        Reason::SupervisorLost => format!("the supervisor was killed, so '{command}' was stopped"),
+        _ if spec.verbosity == Verbosity::Verbose => format!("'{command}' ended: {}", outcome.reason.word()),
+        _ => return None,
+    };
+    let killed = match outcome.killed {
+        0 => String::new(),
+        1 => " (1 process needed SIGKILL)".to_owned(),
+        many => format!(" ({many} processes needed SIGKILL)"),
+    };
+    (spec.verbosity > Verbosity::Quiet).then(|| format!("{told}{killed}"))
+}
+
+/// The file of `--events`: one JSON object a line. Without one, nothing is written.
+#[derive(Debug)]
+pub struct Events(Option<File>);
+
+impl Events {
+    /// Writes to `file`, which was opened for appending: guard and supervisor share it.
+    pub fn new(file: Option<File>) -> Events {
+        Events(file)
+    }
+
+    /// Writes one event, with `more` fields of its own.
+    pub fn write(&mut self, event: &str, record: &Record, more: Value) {
+        let Some(file) = &mut self.0 else { return };
+        let mut line = json!({ "version": 1, "event": event, "at": Timestamp::now(), "id": record.id, "name": record.name });
+        if let (Value::Object(line), Value::Object(more)) = (&mut line, more) {
+            line.extend(more);
+        }
+        // A full disk must not end the run; the record tells the end all the same.
+        let _ = file.write_all(format!("{line}\n").as_bytes());
+    }
+}

@@ -1,0 +1,117 @@
+//! Errors as a person and a program get them: message, hint, kind and exit code, given here alone.
+
+use crate::control::client::ControlError;
+use crate::exit;
+use crate::launch::LaunchError;
+use crate::registry::RegistryError;
+use crate::registry::record::RecordError;
+use crate::settings::SettingError;
+
+/// What went wrong, for the printer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// One word of a fixed list, for programs.
+    pub kind: &'static str,
+    /// What happened, to what.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// What `agent-run` returns.
+    pub code: u8,
+}
+
+impl Failure {
+    /// A wrong call.
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Failure {
+        Failure { kind: "usage", message: message.into(), hint: Some(hint.into()), code: exit::USAGE }
+    }
+
+    /// Makes it one of the run form, in which the command's codes are not taken.
+    #[must_use]
+    pub fn of_run_form(self) -> Failure {
+        Failure { code: exit::OWN_FAILURE, ..self }
+    }
+
+    /// Returns the one line for a person.
+    pub fn line(&self) -> String {
+        let text = match &self.hint {
+            Some(hint) => format!("{}; {hint}", self.message),
+            None => self.message.clone(),
+        };
+        text.replace('\n', " ")
+    }
+}
+
+fn failure(kind: &'static str, message: String, hint: Option<&str>, code: u8) -> Failure {
+    Failure { kind, message, hint: hint.map(str::to_owned), code }
+}
+
+impl From<RegistryError> for Failure {
+    fn from(error: RegistryError) -> Failure {
+        let message = error.to_string();
+        match error {
+            RegistryError::Unknown(_) => {
+                failure("unknown_run", message, Some("agent-run ps --all lists them"), exit::UNKNOWN_RUN)
+            }
+            RegistryError::Ambiguous { .. } => {
+                failure("ambiguous_run", message, Some("write more of the id"), exit::USAGE)
+            }
+            RegistryError::NameTaken { name, .. } => {
+                let hint = format!("end it first (agent-run stop {name}) or choose another name");
+                failure("name_taken", message, Some(&hint), exit::USAGE)
+            }
+            RegistryError::Root { .. } => {
+                let hint = "remove it, or set AGENT_RUN_STATE_DIR to a directory of your own";
+                failure("state_dir", message, Some(hint), exit::USAGE)
+            }
+            RegistryError::Io { source, .. } => {
+                let hint = match source.raw_os_error() {
+                    Some(libc::ENOSPC | libc::EDQUOT) => {
+                        "make room, or set AGENT_RUN_STATE_DIR to another disk"
+                    }
+                    _ => "set AGENT_RUN_STATE_DIR to a directory that you can write",
+                };
+                failure("state_dir", message, Some(hint), exit::USAGE)
+            }
+        }
+    }
+}
+
+impl From<LaunchError> for Failure {
+    fn from(error: LaunchError) -> Failure {
+        let message = error.to_string();
+        let failed = match error {
+            LaunchError::Registry(error) => error.into(),
+            LaunchError::Path { .. } => failure("path", message, Some("check the path"), exit::OWN_FAILURE),
+            LaunchError::Copy(_) => failure("copy", message, Some("nothing was started"), exit::OWN_FAILURE),
+            LaunchError::Limit(_) => failure("limit", message, Some("ask for less"), exit::OWN_FAILURE),
+            LaunchError::System { .. } => {
+                failure("system", message, Some("nothing was started"), exit::OWN_FAILURE)
+            }
+            LaunchError::Interrupted(_) => failure("interrupted", message, None, exit::OWN_FAILURE),
+        };
+        failed.of_run_form()
+    }
+}
+
+impl From<SettingError> for Failure {
+    fn from(error: SettingError) -> Failure {
+        failure("setting", error.to_string(), None, exit::OWN_FAILURE)
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Failure {
+        let hint = match error {
+            ControlError::NoAnswer(_) => Some("agent-run status shows if it is still there"),
+            _ => None,
+        };
+        failure("control", error.to_string(), hint, exit::SOMETHING_REMAINS)
+    }
+}
+
+impl From<RecordError> for Failure {
+    fn from(error: RecordError) -> Failure {
+        failure("record", error.to_string(), None, exit::SOMETHING_REMAINS)
+    }
+}

@@ -1,0 +1,99 @@
+//! The supervisor is dead: the guard ends the run.
+//!
+//! The tree has fallen to us, since we are the next subreaper. The kernel has sent the leader the run's
+//! own signal (PR_SET_PDEATHSIG); all others get it from here, with the same grace.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::{Guard, Seen, say};
+use crate::ending::{Outcome, conclude};
+use crate::exit::{self, Ending, Facts, Reason};
+use crate::registry::record::{End, State};
+use crate::registry::store;
+use crate::sys::clock::{BootTime, Timer};
+use crate::sys::signal::{Signal, SignalQueue};
+use crate::sys::waits;
+use crate::teardown::prey::ProcessTree;
+use crate::teardown::progress::{Due, Progress};
+
+impl Guard {
+    /// Ends the run in the supervisor's place.
+    pub(super) fn take_over(mut self, queue: &SignalQueue, timer: &Timer, seen: &Seen) -> Ending {
+        self.run.reload();
+        if let Some(end) = self.run.record.end.clone().filter(|_| self.run.record.state == State::Finished) {
+            // It died after its work was done.
+            self.give_terminal_back(true);
+            return ending_of(&end);
+        }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.take_back();
+        }
+        let mut tree =
+            ProcessTree::new(seen.leader.or(self.run.record.leader.as_ref().map(|leader| leader.pid)));
+        let verified = self.end_tree(&mut tree, queue, timer);
+        let survivors = if verified { Vec::new() } else { tree.survivors() };
+        if verified {
+            tree.bury();
+        }
+        let reason = Reason::SupervisorLost;
+        let leader = tree.leader_ended();
+        let ending = exit::ending(&Facts { reason, leader, verified, preserve_status: false });
+        let outcome = Outcome { reason, leader, ending, verified, killed: tree.killed(), survivors };
+        let message = conclude(&mut self.run, &self.spec, &outcome, &mut self.events);
+        self.give_terminal_back(true);
+        message.iter().for_each(|message| say(message));
+        ending
+    }
+
+    /// Returns whether nothing is left.
+    fn end_tree(&mut self, tree: &mut ProcessTree, queue: &SignalQueue, timer: &Timer) -> bool {
+        let signal = self.spec.signal;
+        let mut progress = Progress::begin(self.spec.grace, BootTime::now());
+        tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
+        if let Some(leader) = &self.run.record.leader {
+            tree.note_asked(leader.pid);
+        }
+        tree.ask(signal, signal);
+        while !tree.is_empty() {
+            match progress.due(BootTime::now()) {
+                Due::Nothing => {}
+                Due::Kill { .. } => tree.kill(),
+                Due::GiveUp => return false,
+            }
+            // A timer that cannot be set costs at most the poll's own ceiling.
+            let _ = timer.set(Some(progress.wake_at()));
+            let _ = waits::any(&[(queue.as_fd(), true), (timer.as_fd(), true)], Some(Duration::from_secs(1)));
+            timer.clear();
+            self.heed(queue, tree, &mut progress);
+        }
+        true
+    }
+
+    fn heed(&self, queue: &SignalQueue, tree: &mut ProcessTree, progress: &mut Progress) {
+        let now = BootTime::now();
+        while let Some(signal) = queue.next() {
+            match signal {
+                Signal::INT | Signal::QUIT => progress.kill_now(now),
+                Signal::CHLD => {
+                    tree.reap();
+                    if progress.is_killing() {
+                        progress.hurry(now);
+                    } else {
+                        tree.ask(self.spec.signal, self.spec.signal);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn ending_of(end: &End) -> Ending {
+    match end.signal {
+        Some(signal) if signal.is_mirrored() && Ending::DieOf(signal).code() == end.code => {
+            Ending::DieOf(signal)
+        }
+        _ => Ending::Code(end.code),
+    }
+}

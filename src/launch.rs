@@ -1,0 +1,254 @@
+//! Starting a run: from what was asked for to a guard and a supervisor.
+//!
+//! [`here`] makes this process the guard. That needs a process without other threads and children, so a
+//! library's host cannot do it: it uses [`crate::client`], which starts the `agent-run` binary.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::control::link::Link;
+use crate::ending::Events;
+use crate::exit::Ending;
+use crate::guard::{self, Guard, Keeper};
+use crate::limits::Limits;
+use crate::registry::RegistryError;
+use crate::registry::root::Root;
+use crate::registry::store::LiveRun;
+use crate::run::RunSpec;
+use crate::rundir::{self, CopyError};
+use crate::supervisor::{self, CallersTerminal, Handover};
+use crate::sys::process::{self, Change, Pid};
+use crate::sys::signal::{self, Signal, SignalQueue};
+use crate::sys::spawn::{self, Forked};
+use crate::sys::{tty, waits};
+
+/// Nothing was started, and nothing is left.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The registry refuses.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// A path that was named cannot be used.
+    #[error("{what} {path}: {source}", path = path.display())]
+    Path {
+        /// What was attempted.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The managed directory could not be filled.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// A limit is above what this process may grant.
+    #[error("--{0} is above the hard limit of this process, which only root may raise")]
+    Limit(&'static str),
+    /// A system call failed.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A signal came before the command was started.
+    #[error("interrupted by {0}")]
+    Interrupted(Signal),
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
+    move |source| LaunchError::System { what, source }
+}
+
+/// Runs `spec` with this process as its guard, and returns how this process has to end. When the command
+/// has been started, the run's id is written to `started`. This process must have one thread.
+pub fn here(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
+    // From here on nothing interrupts: what has come is looked at where it can be answered.
+    signal::block_all();
+    signal::expect_children();
+    check(&spec)?;
+    // "No child left" is our proof that the tree is gone, so we must not have had children before
+    // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
+    if process::own_pid() == 1 || process::any_child_exists() {
+        return mirror(spec, started);
+    }
+    guard(spec, started)
+}
+
+/// Finds what is wrong before anything is made.
+fn check(spec: &RunSpec) -> Result<(), LaunchError> {
+    let refuse = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| LaunchError::Path { what, path, source }
+    };
+    if let Some(directory) = &spec.chdir {
+        rundir::check_directory(directory).map_err(refuse("cannot start in", directory))?;
+    }
+    for source in &spec.copies {
+        std::fs::symlink_metadata(source).map_err(refuse("cannot copy", source))?;
+    }
+    match Limits::first_not_grantable(&spec.limits) {
+        Some(name) => Err(LaunchError::Limit(name)),
+        None => Ok(()),
+    }
+}
+
+fn guard(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
+    let log = spec.log.as_deref().map(|path| open_log(path, false)).transpose()?;
+    let events = spec.events.as_deref().map(|path| open_log(path, true)).transpose()?;
+    process::become_subreaper().map_err(system("become a subreaper"))?;
+    let run =
+        LiveRun::create(Root::open()?, &spec, &start_directory(&spec), rundir::parents_from_environment())?;
+    let (run, prepared) = match prepare(&spec, &run) {
+        Ok(prepared) => (run, prepared),
+        Err(error) => {
+            run.forget();
+            return Err(error);
+        }
+    };
+    start(spec, run, prepared, Files { log, events: Events::new(events), started })
+}
+
+/// What is made for a run, beside its place in the registry.
+struct Prepared {
+    links: (Link, Link),
+    keeper: Option<Keeper>,
+}
+
+/// Files that the caller named.
+struct Files {
+    log: Option<File>,
+    events: Events,
+    started: Option<File>,
+}
+
+const FATAL: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
+
+fn prepare(spec: &RunSpec, run: &LiveRun) -> Result<Prepared, LaunchError> {
+    let interrupting = || signal::pending(&FATAL).filter(|signal| !crate::sys::inherit::ignored(*signal));
+    match rundir::copy_into(&run.managed_path(), &spec.copies, &|| interrupting().is_some()) {
+        Err(CopyError::Interrupted) => {
+            return Err(LaunchError::Interrupted(interrupting().unwrap_or(Signal::TERM)));
+        }
+        result => result?,
+    }
+    let links = Link::pair().map_err(system("make a socket pair"))?;
+    Ok(Prepared { links, keeper: Keeper::open() })
+}
+
+fn start(spec: RunSpec, run: LiveRun, prepared: Prepared, files: Files) -> Result<Ending, LaunchError> {
+    let Files { log, events, started } = files;
+    let Prepared { links: (guards_link, supervisors_link), keeper } = prepared;
+    let forked = match spawn::fork() {
+        Ok(forked) => forked,
+        Err(error) => {
+            run.forget();
+            return Err(system("fork")(error));
+        }
+    };
+    match forked {
+        Forked::Child => {
+            drop(guards_link);
+            let group = tty::own_group();
+            let modes = keeper.as_ref().and_then(Keeper::callers_modes);
+            let terminal = keeper.filter(Keeper::gives_at_once).map(|keeper| (keeper.into_terminal(), group));
+            let callers = CallersTerminal { group, modes };
+            supervisor::run(Handover {
+                spec,
+                run,
+                link: supervisors_link,
+                terminal,
+                callers,
+                log,
+                events,
+                started,
+            })
+        }
+        Forked::Parent(supervisor) => {
+            drop((supervisors_link, log, started));
+            // What we hold would keep readers and writers of the caller's pipes waiting. stderr stays, for a
+            // last word.
+            let _ = spawn::let_go_of(&[0, 1]);
+            let guard = Guard { spec, run, link: guards_link, supervisor, keeper, events };
+            guard.watch().map_err(system("watch the supervisor"))
+        }
+    }
+}
+
+fn start_directory(spec: &RunSpec) -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    match &spec.chdir {
+        Some(directory) => here.join(directory),
+        None => here,
+    }
+}
+
+fn open_log(path: &Path, append: bool) -> Result<File, LaunchError> {
+    let opened = OpenOptions::new().create(true).append(true).open(path).and_then(|file| {
+        if !append && file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
+        Ok(file)
+    });
+    opened.map_err(|source| LaunchError::Path { what: "cannot write", path: path.to_owned(), source })
+}
+
+/// Forks a guard that has no children, passes signals on to it, and ends as it does.
+fn mirror(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
+    let mirror = process::own_pid();
+    match spawn::fork().map_err(system("fork"))? {
+        Forked::Child => {
+            // Our death is then a TERM to the guard, which ends the run.
+            spawn::end_with_parent(mirror, Signal::TERM);
+            let code = match guard(spec, started) {
+                Ok(Ending::DieOf(signal)) => signal::die_of(signal),
+                Ok(Ending::Code(code)) => code,
+                Err(error) => {
+                    guard::say(&error.to_string());
+                    crate::exit::OWN_FAILURE
+                }
+            };
+            signal::exit_now(i32::from(code))
+        }
+        Forked::Parent(guard) => {
+            drop(started);
+            watch_guard(guard).map_err(system("watch the guard"))
+        }
+    }
+}
+
+fn watch_guard(guard: Pid) -> io::Result<Ending> {
+    use std::os::fd::AsFd;
+    let queue = SignalQueue::open(&[&FATAL[..], &[Signal::CHLD, Signal::USR1, Signal::USR2]].concat())?;
+    let _ = spawn::let_go_of(&[0, 1]);
+    loop {
+        waits::readable(queue.as_fd(), None)?;
+        while let Some((signal, from_terminal)) = queue.next_from() {
+            // What the terminal sends, the guard gets itself: it is in our process group.
+            if signal != Signal::CHLD && !from_terminal {
+                let _ = process::signal_own_child(guard, signal);
+            }
+        }
+        if let Some(ended) = process::reap(guard) {
+            return Ok(crate::exit::mirror(ended));
+        }
+        if let Some(Change::Stopped(signal)) = process::job_change(guard) {
+            signal::suffer(signal);
+            let _ = process::signal_own_child(guard, Signal::CONT);
+        }
+        if process::own_pid() == 1 {
+            reap_strangers(guard);
+        }
+    }
+}
+
+/// As pid 1 we inherit what nobody else waits for.
+fn reap_strangers(guard: Pid) {
+    while let Some((pid, _)) = process::peek_ended(process::Whom::Any) {
+        if pid == guard || process::reap(pid).is_none() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! One run's entry on disk: versioned JSON, which is also what `--json` shows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::exit::Reason;
+use crate::limits::Limits;
+use crate::run::{Keep, RunId, RunSpec};
+use crate::sys::clock::BootTime;
+use crate::sys::process::{self, Pid, ProcessRef};
+use crate::sys::signal::Signal;
+
+/// The version that this program writes. Fields are added without a new one.
+pub const VERSION: u32 = 1;
+
+/// An instant in wall time, on disk as RFC 3339 in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub SystemTime);
+
+impl Timestamp {
+    /// Returns the present instant.
+    pub fn now() -> Timestamp {
+        Timestamp(SystemTime::now())
+    }
+
+    /// Returns how long ago it was; zero if the clock says that it is still to come.
+    pub fn age(self) -> Duration {
+        SystemTime::now().duration_since(self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_rfc3339_millis(self.0).fmt(f)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_rfc3339(&text).map(Timestamp).map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A command in the foreground.
+    Run,
+}
+
+/// Where a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Nothing has been started yet.
+    Starting,
+    /// The leader lives.
+    Running,
+    /// The teardown goes on.
+    Stopping,
+    /// Nobody supervises it any more. Never on disk: it is seen by the lock.
+    Orphaned,
+    /// It is over.
+    Finished,
+}
+
+impl State {
+    /// Returns the word that stands in records and tables.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Stopping => "stopping",
+            State::Orphaned => "orphaned",
+            State::Finished => "finished",
+        }
+    }
+}
+
+/// A process that was still there when the teardown gave up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Survivor {
+    /// The process.
+    pub pid: Pid,
+    /// Its name.
+    pub command: String,
+    /// Its state, as in `/proc/PID/stat`.
+    pub state: char,
+}
+
+/// How the run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Why.
+    pub reason: Reason,
+    /// What `agent-run` returned, as a shell shows it.
+    pub code: u8,
+    /// The signal that the leader died of.
+    pub signal: Option<Signal>,
+    /// When the teardown was over.
+    pub at: Timestamp,
+    /// Whether nothing was left.
+    pub verified: bool,
+    /// How many processes needed SIGKILL.
+    pub killed: u32,
+    /// What was left.
+    pub survivors: Vec<Survivor>,
+    /// Why the managed directory could not be removed.
+    pub dir_error: Option<String>,
+}
+
+/// One run's entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The run.
+    pub id: RunId,
+    /// Unique among live runs.
+    pub name: Option<String>,
+    /// What it is for.
+    pub kind: Kind,
+    /// Where it stands.
+    pub state: State,
+    /// The command and its arguments, invalid UTF-8 replaced.
+    pub command: Vec<String>,
+    /// Where the command started.
+    pub cwd: String,
+    /// For filters.
+    pub labels: BTreeMap<String, String>,
+    /// The runs that it runs in, outermost first.
+    pub parents: Vec<RunId>,
+    /// The command's first process.
+    pub leader: Option<ProcessRef>,
+    /// The process that the caller started.
+    pub guard: Option<ProcessRef>,
+    /// The leader's parent.
+    pub supervisor: Option<ProcessRef>,
+    /// Of which boot the processes are.
+    pub boot_id: String,
+    /// When the run was entered here.
+    pub started_at: Timestamp,
+    /// When the lease ends, by the wall clock.
+    pub expires_at: Option<Timestamp>,
+    /// When the lease ends, in seconds after boot; this one counts.
+    pub deadline_boot_s: Option<f64>,
+    /// The lease that was asked for last, in seconds.
+    pub ttl_s: Option<f64>,
+    /// The idle time that was asked for, in seconds.
+    pub idle_timeout_s: Option<f64>,
+    /// Between the polite signal and SIGKILL, in seconds.
+    pub grace_s: f64,
+    /// The polite signal.
+    pub signal: Signal,
+    /// Limits of each process.
+    pub limits: Limits,
+    /// How its processes are held together.
+    pub containment: String,
+    /// The managed directory; null once it has been removed.
+    pub dir: Option<String>,
+    /// What becomes of it.
+    pub keep: Keep,
+    /// The file that has the output.
+    pub log: Option<String>,
+    /// The random soft RLIMIT_LOCKS that marks the run's processes.
+    pub mark: Option<u64>,
+    /// How it ended.
+    pub end: Option<End>,
+}
+
+impl Record {
+    /// Returns the entry that is written before anything is started.
+    pub fn starting(id: RunId, spec: &RunSpec, cwd: &Path, parents: Vec<RunId>) -> Record {
+        Record {
+            version: VERSION,
+            id,
+            name: spec.name.clone(),
+            kind: Kind::Run,
+            state: State::Starting,
+            command: spec.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            cwd: cwd.to_string_lossy().into_owned(),
+            labels: spec.labels.iter().cloned().collect(),
+            parents,
+            leader: None,
+            guard: ProcessRef::of(process::own_pid()),
+            supervisor: None,
+            boot_id: process::boot_id(),
+            started_at: Timestamp::now(),
+            expires_at: None,
+            deadline_boot_s: None,
+            ttl_s: spec.ttl.map(|span| span.as_secs_f64()),
+            idle_timeout_s: spec.idle.map(|span| span.as_secs_f64()),
+            grace_s: spec.grace.as_secs_f64(),
+            signal: spec.signal,
+            limits: spec.limits.clone(),
+            containment: "subreaper".to_owned(),
+            dir: None,
+            keep: spec.keep,
+            log: spec.log.as_ref().map(|path| path.to_string_lossy().into_owned()),
+            mark: None,
+            end: None,
+        }
+    }
+
+    /// Enters when the lease ends.
+    pub fn set_deadline(&mut self, deadline: Option<BootTime>, ttl: Option<Duration>) {
+        let now = BootTime::now();
+        self.deadline_boot_s = deadline.map(|at| at.since_boot().as_secs_f64());
+        self.expires_at = deadline.map(|at| Timestamp(SystemTime::now() + at.saturating_since(now)));
+        self.ttl_s = ttl.map(|span| span.as_secs_f64());
+    }
+
+    /// Returns what is left of the lease; zero if it is over.
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = Duration::try_from_secs_f64(self.deadline_boot_s?).ok()?;
+        Some(BootTime::from_boot(deadline).saturating_since(BootTime::now()))
+    }
+
+    /// Returns what a person calls the run: its name, else its id.
+    pub fn title(&self) -> &str {
+        self.name.as_deref().unwrap_or(self.id.as_str())
+    }
+
+    /// Reads an entry, and refuses what it cannot understand without loss.
+    pub fn parse(text: &[u8]) -> Result<Record, RecordError> {
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
+        }
+        let head: Head =
+            serde_json::from_slice(text).map_err(|error| RecordError::Broken(error.to_string()))?;
+        if head.version > VERSION {
+            return Err(RecordError::Newer(head.version));
+        }
+        serde_json::from_slice(text).map_err(|error| RecordError::Broken(error.to_string()))
+    }
+}
+
+/// An entry that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// A newer `agent-run` wrote it.
+    #[error("its record has version {0}, which a newer agent-run wrote; use that one")]
+    Newer(u32),
+    /// It is cut off or no record at all.
+    #[error("its record cannot be read: {0}")]
+    Broken(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Record {
+        let mut spec = RunSpec::new(["sleep", "5"]);
+        spec.labels = vec![("team".into(), "web".into())];
+        spec.ttl = Some(Duration::from_secs(60));
+        Record::starting(RunId::random(), &spec, Path::new("/somewhere"), Vec::new())
+    }
+
+    #[test]
+    fn a_record_survives_the_disk() {
+        let record = example();
+        let text = serde_json::to_vec(&record).unwrap();
+        let read = Record::parse(&text).unwrap();
+        assert_eq!(read.id, record.id);
+        assert_eq!(read.labels, record.labels);
+        // Milliseconds are kept, what is finer is not.
+        assert_eq!(read.started_at.to_string(), record.started_at.to_string());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_apart() {
+        let text = serde_json::to_string(&example()).unwrap();
+        for length in [0, 1, text.len() / 2, text.len() - 1] {
+            let cut = Record::parse(&text.as_bytes()[..length]);
+            assert!(matches!(cut, Err(RecordError::Broken(_))), "{length}");
+        }
+        assert!(matches!(Record::parse(b"\0\xff"), Err(RecordError::Broken(_))));
+        let newer = text.replacen("\"version\":1", "\"version\":2", 1);
+        assert_eq!(Record::parse(newer.as_bytes()), Err(RecordError::Newer(2)));
+        let more = text.replacen('{', "{\"added_later\":true,", 1);
+        assert!(Record::parse(more.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn the_deadline_counts_by_the_boot_clock() {
+        let mut record = example();
+        let ttl = Duration::from_secs(60);
+        record.set_deadline(Some(BootTime::now() + ttl), Some(ttl));
+        let left = record.time_left().unwrap();
+        assert!(left <= ttl && left > Duration::from_secs(50));
+        record.expires_at = None;
+        assert!(record.time_left().is_some());
+    }
+}

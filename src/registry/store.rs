@@ -1,0 +1,432 @@
+//! Runs in the registry: made, found, changed, finished.
+
+use std::cmp::Reverse;
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::RegistryError;
+use super::record::{Record, RecordError, State};
+use super::root::Root;
+use crate::run::{RunId, RunSpec};
+use crate::sys::files;
+use crate::sys::process::Pid;
+
+const RECORD: &str = "record.json";
+/// The control socket's name in a run's directory.
+pub const SOCKET: &str = "control.sock";
+/// The managed directory's name in a run's directory.
+pub const MANAGED: &str = "tmp";
+/// The file that the command inherits open and locked.
+pub const TREE_LOCK: &str = "tree.lock";
+
+/// How long the entries of finished runs are kept.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// How many entries of finished runs are kept.
+const KEPT_AT_MOST: usize = 1_000;
+/// How many ids are drawn before we say that something is wrong.
+const ID_TRIES: usize = 16;
+
+/// A run that this process answers for: its directory is locked as long as this lives, in a forked
+/// copy of this process too.
+#[derive(Debug)]
+pub struct LiveRun {
+    /// The run's entry; [`LiveRun::save`] writes it.
+    pub record: Record,
+    directory: File,
+    root: Root,
+}
+
+impl LiveRun {
+    /// Enters a new run, state `starting`. On an error nothing is left.
+    pub fn create(
+        root: Root,
+        spec: &RunSpec,
+        cwd: &Path,
+        parents: Vec<RunId>,
+    ) -> Result<LiveRun, RegistryError> {
+        // Held until the run can be seen, so that of two launches with one name one loses.
+        let _names = match &spec.name {
+            Some(name) => Some(reserve_name(&root, name)?),
+            None => None,
+        };
+        let mut last = None;
+        for _ in 0..ID_TRIES {
+            let id = RunId::random();
+            let hidden = format!(".new-{id}");
+            match enter(&root, &hidden, Record::starting(id, spec, cwd, parents.clone())) {
+                Ok((record, directory)) => return Ok(LiveRun { record, directory, root }),
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => last = Some(error),
+                Err(error) => {
+                    last = Some(error);
+                    break;
+                }
+            }
+        }
+        let source = last.unwrap_or_else(|| io::ErrorKind::Other.into());
+        Err(RegistryError::Io { what: "enter the run", path: root.path, source })
+    }
+
+    /// Returns the run's id.
+    pub fn id(&self) -> &RunId {
+        &self.record.id
+    }
+
+    /// Returns the registry that the run is in.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Returns the run's directory.
+    pub fn directory(&self) -> &File {
+        &self.directory
+    }
+
+    /// Returns where the managed directory is.
+    pub fn managed_path(&self) -> PathBuf {
+        self.root.path.join("runs").join(self.id().as_str()).join(MANAGED)
+    }
+
+    /// Writes the entry.
+    pub fn save(&self) -> io::Result<()> {
+        write_record(&self.directory, &self.record)
+    }
+
+    /// Reads the entry again, as the other of guard and supervisor may have written it.
+    pub fn reload(&mut self) {
+        if let Ok(record) = read_record(&self.directory) {
+            self.record = record;
+        }
+    }
+
+    /// Removes the managed directory.
+    pub fn remove_managed(&self) -> io::Result<()> {
+        files::remove_tree_in(&self.directory, OsStr::new(MANAGED))
+    }
+
+    /// Moves the managed directory to where it may stay, and returns that place.
+    pub fn keep_managed(&self) -> io::Result<PathBuf> {
+        let kept = self.root.path.join("kept");
+        match fs::create_dir(&kept) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let place = kept.join(self.id().as_str());
+        files::rename_between(
+            &self.directory,
+            OsStr::new(MANAGED),
+            &files::open_directory(&kept)?,
+            OsStr::new(self.id().as_str()),
+        )?;
+        Ok(place)
+    }
+
+    /// Writes the entry for the last time and moves it to the finished ones.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.record.state = State::Finished;
+        // The lock's and the socket's names go first: what is moved is a record and nothing else.
+        files::remove_file_in(&self.directory, SOCKET)?;
+        files::remove_file_in(&self.directory, TREE_LOCK)?;
+        self.save()?;
+        let name = OsStr::new(self.record.id.as_str());
+        files::rename_between(&self.root.runs, name, &self.root.ended, name)?;
+        if ended_need_pruning(&self.root) {
+            prune_ended(&self.root);
+        }
+        Ok(())
+    }
+
+    /// Removes the run without a trace: it never began.
+    pub fn forget(self) {
+        // What cannot be removed now is an orphan without processes, which the next sweep removes.
+        let _ = files::remove_tree_in(&self.root.runs, OsStr::new(self.record.id.as_str()));
+    }
+}
+
+fn enter(root: &Root, hidden: &str, mut record: Record) -> io::Result<(Record, File)> {
+    let name = OsStr::new(hidden);
+    files::make_directory_in(&root.runs, name)?;
+    let entered = (|| {
+        let directory = files::open_directory_in(&root.runs, name)?;
+        directory.try_lock().map_err(|error| io::Error::other(error.to_string()))?;
+        files::make_directory_in(&directory, OsStr::new(MANAGED))?;
+        let managed = root.path.join("runs").join(record.id.as_str()).join(MANAGED);
+        record.dir = Some(managed.to_string_lossy().into_owned());
+        // Nobody can see it yet, so it needs no rename.
+        files::create_file_in(&directory, RECORD)?.write_all(&to_json(&record)?)?;
+        files::rename_between(&root.runs, name, &root.runs, OsStr::new(record.id.as_str()))?;
+        Ok(directory)
+    })();
+    match entered {
+        Ok(directory) => Ok((record, directory)),
+        Err(error) => {
+            // The first error counts; what cannot be removed has no id and is swept.
+            let _ = files::remove_tree_in(&root.runs, name);
+            Err(error)
+        }
+    }
+}
+
+fn to_json(record: &Record) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(record)?)
+}
+
+fn write_record(directory: &File, record: &Record) -> io::Result<()> {
+    const NEW: &str = "record.json.new";
+    files::create_file_in(directory, NEW)?.write_all(&to_json(record)?)?;
+    files::rename_between(directory, OsStr::new(NEW), directory, OsStr::new(RECORD))
+}
+
+fn read_record(directory: &File) -> Result<Record, RecordError> {
+    let broken = |error: io::Error| RecordError::Broken(error.to_string());
+    let mut text = Vec::new();
+    files::open_file_in(directory, RECORD).map_err(broken)?.read_to_end(&mut text).map_err(broken)?;
+    Record::parse(&text)
+}
+
+/// Refuses a name that a live run has. The file that is returned keeps others out while it lives.
+fn reserve_name(root: &Root, name: &str) -> Result<File, RegistryError> {
+    let failed = |source| RegistryError::Io { what: "lock the names", path: root.path.clone(), source };
+    let lock = files::create_file_in(&root.directory, "names.lock").map_err(failed)?;
+    lock.lock().map_err(failed)?;
+    let taken = runs(root).into_iter().find(|run| run.name() == Some(name));
+    match taken {
+        Some(run) => Err(RegistryError::NameTaken { name: name.to_owned(), holder: run.id }),
+        None => Ok(lock),
+    }
+}
+
+/// A run as somebody else sees it.
+#[derive(Debug)]
+pub struct SeenRun {
+    /// The run.
+    pub id: RunId,
+    /// Where it stands: [`State::Orphaned`] if nobody holds its lock.
+    pub state: State,
+    /// Its entry.
+    pub record: Result<Record, RecordError>,
+    /// Its directory.
+    pub directory: File,
+}
+
+impl SeenRun {
+    fn name(&self) -> Option<&str> {
+        self.record.as_ref().ok()?.name.as_deref()
+    }
+
+    /// Returns whether guard or supervisor live.
+    pub fn is_supervised(&self) -> bool {
+        is_locked(&self.directory)
+    }
+
+    /// Reads its entry again: it may have moved on.
+    pub fn reread(&mut self) {
+        self.record = read_record(&self.directory);
+    }
+}
+
+fn is_locked(directory: &File) -> bool {
+    // The shared lock goes when this descriptor's last copy does, or at once here.
+    match directory.try_lock_shared() {
+        Ok(()) => directory.unlock().is_err(),
+        Err(TryLockError::WouldBlock) => true,
+        Err(TryLockError::Error(_)) => false,
+    }
+}
+
+/// Returns the unfinished runs, oldest first.
+pub fn runs(root: &Root) -> Vec<SeenRun> {
+    let mut found: Vec<SeenRun> = ids(&root.path.join("runs"))
+        .into_iter()
+        .filter_map(|id| {
+            let directory = files::open_directory_in(&root.runs, OsStr::new(id.as_str())).ok()?;
+            let record = read_record(&directory);
+            let state = match (&record, is_locked(&directory)) {
+                (_, false) => State::Orphaned,
+                (Ok(record), true) => record.state,
+                (Err(_), true) => State::Running,
+            };
+            // It may have finished while we looked: then it is found among the finished.
+            let gone =
+                record.is_err() && files::open_directory_in(&root.runs, OsStr::new(id.as_str())).is_err();
+            (!gone && state != State::Finished).then_some(SeenRun { id, state, record, directory })
+        })
+        .collect();
+    found.sort_by_key(|run| run.record.as_ref().ok().map(|record| record.started_at));
+    found
+}
+
+/// Returns the guards of the live runs within the run `outer`.
+pub fn guards_within(root: &Root, outer: &RunId) -> Vec<Pid> {
+    let records = runs(root).into_iter().filter_map(|run| run.record.ok());
+    let within = records.filter(|record| record.parents.contains(outer));
+    // A number that belongs to somebody else by now would hide what is below it.
+    within
+        .filter_map(|record| record.guard)
+        .filter(|guard| guard.pin().is_some())
+        .map(|guard| guard.pid)
+        .collect()
+}
+
+/// Returns the finished runs, the one that ended last first.
+pub fn ended(root: &Root) -> Vec<SeenRun> {
+    let mut found: Vec<SeenRun> = ids(&root.path.join("ended"))
+        .into_iter()
+        .filter_map(|id| {
+            let directory = files::open_directory_in(&root.ended, OsStr::new(id.as_str())).ok()?;
+            let record = read_record(&directory);
+            Some(SeenRun { id, state: State::Finished, record, directory })
+        })
+        .collect();
+    let ended_at = |run: &SeenRun| Some(run.record.as_ref().ok()?.end.as_ref()?.at);
+    found.sort_by_key(|run| Reverse(ended_at(run)));
+    found
+}
+
+/// Finds the run that `selector` means: an id, a unique beginning of one, or a name. Unfinished runs
+/// go before finished ones; of finished ones with the same name the last is meant.
+pub fn find(root: &Root, selector: &str) -> Result<SeenRun, RegistryError> {
+    if let Some(run) = pick(runs(root), selector)? {
+        return Ok(run);
+    }
+    let mut finished = ended(root);
+    if let Some(index) = finished.iter().position(|run| run.name() == Some(selector)) {
+        return Ok(finished.swap_remove(index));
+    }
+    pick(finished, selector)?.ok_or_else(|| RegistryError::Unknown(selector.to_owned()))
+}
+
+fn pick(runs: Vec<SeenRun>, selector: &str) -> Result<Option<SeenRun>, RegistryError> {
+    let exact = |run: &SeenRun| run.name() == Some(selector) || run.id.as_str() == selector;
+    let begins = |run: &SeenRun| !selector.is_empty() && run.id.as_str().starts_with(selector);
+    let (mut exact, rest): (Vec<_>, Vec<_>) = runs.into_iter().partition(exact);
+    let mut fitting: Vec<_> =
+        if exact.is_empty() { rest.into_iter().filter(begins).collect() } else { vec![exact.remove(0)] };
+    if fitting.len() > 1 {
+        let candidates = fitting
+            .iter()
+            .map(|run| match run.name() {
+                Some(name) => format!("{} ({name})", run.id),
+                None => run.id.to_string(),
+            })
+            .collect();
+        return Err(RegistryError::Ambiguous { selector: selector.to_owned(), candidates });
+    }
+    Ok(fitting.pop())
+}
+
+/// Returns the names in `directory` that have the form of an id: nothing else there is ours.
+fn ids(directory: &Path) -> Vec<RunId> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| RunId::parse(entry.file_name().to_str()?)).collect()
+}
+
+/// Cheap, since it is asked after each run: most file systems count a directory's subdirectories as
+/// links. One that does not (btrfs says 1) is pruned by chance.
+fn ended_need_pruning(root: &Root) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let links = root.ended.metadata().map_or(0, |seen| seen.nlink());
+    let by_chance = root.ended.metadata().map_or(0, |seen| seen.mtime_nsec()) % 64 == 0;
+    links > KEPT_AT_MOST as u64 + 2 || by_chance
+}
+
+/// Removes the entries of finished runs that are too old or too many.
+pub fn prune_ended(root: &Root) {
+    let age = |id: &RunId| {
+        let seen = fs::symlink_metadata(root.path.join("ended").join(id.as_str())).ok()?;
+        SystemTime::now().duration_since(seen.modified().ok()?).ok()
+    };
+    let mut aged: Vec<(Duration, RunId)> =
+        ids(&root.path.join("ended")).into_iter().map(|id| (age(&id).unwrap_or_default(), id)).collect();
+    aged.sort();
+    for (_, id) in aged
+        .iter()
+        .enumerate()
+        .filter(|(index, (age, _))| *index >= KEPT_AT_MOST || *age > KEPT_FOR)
+        .map(|(_, entry)| entry)
+    {
+        // Another run may be removing the same one.
+        let _ = files::remove_tree_in(&root.ended, OsStr::new(id.as_str()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> (tempfile::TempDir, impl Fn() -> Root) {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("state");
+        (place, move || Root::open_at(&path).unwrap())
+    }
+
+    fn create(root: Root, name: Option<&str>) -> Result<LiveRun, RegistryError> {
+        let mut spec = RunSpec::new(["true"]);
+        spec.name = name.map(str::to_owned);
+        LiveRun::create(root, &spec, Path::new("/"), Vec::new())
+    }
+
+    #[test]
+    fn the_lock_tells_supervised_from_orphaned() {
+        let (_place, root) = place();
+        let run = create(root(), None).unwrap();
+        assert_eq!(runs(&root())[0].state, State::Starting);
+        drop(run);
+        assert_eq!(runs(&root())[0].state, State::Orphaned);
+    }
+
+    #[test]
+    fn a_name_is_free_again_when_its_run_has_ended() {
+        let (_place, root) = place();
+        let mut run = create(root(), Some("web")).unwrap();
+        let error = create(root(), Some("web")).unwrap_err();
+        assert!(error.to_string().contains(run.id().as_str()), "{error}");
+        run.remove_managed().unwrap();
+        run.finish().unwrap();
+        assert!(runs(&root()).is_empty());
+        create(root(), Some("web")).unwrap();
+        assert_eq!(ended(&root()).len(), 1);
+    }
+
+    #[test]
+    fn runs_are_found_by_id_beginning_and_name() {
+        let (_place, root) = place();
+        let web = create(root(), Some("web")).unwrap();
+        let other = create(root(), None).unwrap();
+        let found = |selector: &str| find(&root(), selector).map(|run| run.id);
+        assert_eq!(found("web").unwrap(), *web.id());
+        assert_eq!(found(other.id().as_str()).unwrap(), *other.id());
+        assert!(matches!(found("nobody"), Err(RegistryError::Unknown(_))));
+        assert!(matches!(found(""), Err(RegistryError::Unknown(_))));
+    }
+
+    #[test]
+    fn a_broken_record_hides_nothing_else() {
+        let (_place, root) = place();
+        let broken = create(root(), None).unwrap();
+        let sound = create(root(), None).unwrap();
+        fs::write(broken.managed_path().with_file_name(RECORD), "{\"version\":1,").unwrap();
+        let seen = runs(&root());
+        assert_eq!(seen.len(), 2);
+        assert_eq!(seen.iter().filter(|run| run.record.is_ok()).count(), 1);
+        assert!(find(&root(), sound.id().as_str()).unwrap().record.is_ok());
+    }
+
+    #[test]
+    fn finished_runs_are_forgotten_in_time() {
+        let (_place, root) = place();
+        for _ in 0..3 {
+            let mut run = create(root(), None).unwrap();
+            run.remove_managed().unwrap();
+            run.finish().unwrap();
+        }
+        let old = ended(&root())[1].id.clone();
+        let past = SystemTime::now() - KEPT_FOR - Duration::from_secs(60);
+        File::open(root().path.join("ended").join(old.as_str())).unwrap().set_modified(past).unwrap();
+        prune_ended(&root());
+        assert_eq!(ended(&root()).len(), 2);
+        assert!(ended(&root()).iter().all(|run| run.id != old));
+    }
+}

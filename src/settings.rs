@@ -1,0 +1,334 @@
+//! Where a setting comes from: flag, then environment, then `agent-run.toml` in the working directory or
+//! above, then the user's `config.toml`, then the default. Resolved here and nowhere else.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use crate::env as vars;
+use crate::lease::{parse_duration, parse_limit};
+use crate::limits::{Bound, Limits, Unit, parse_bound};
+use crate::run::{Keep, RunSpec, Verbosity};
+use crate::sys::signal::Signal;
+
+/// The file that a project may have.
+pub const PROJECT_FILE: &str = "agent-run.toml";
+/// The user's file, below `~/.config`.
+pub const USER_FILE: &str = "agent-run/config.toml";
+
+/// Every setting, as it stands in a file. The flag has `-` for `_`, the variable is `AGENT_RUN_` and
+/// the name in capitals.
+pub const KEYS: [&str; 13] = [
+    "ttl",
+    "idle",
+    "grace",
+    "signal",
+    "keep",
+    "scratch",
+    "preserve_status",
+    "quiet",
+    "nofile",
+    "fsize",
+    "data",
+    "core",
+    "cpu_time",
+];
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The command line.
+    Flag,
+    /// The environment.
+    Variable,
+    /// A file, at this line.
+    File(PathBuf, usize),
+}
+
+/// Values as text, with where they came from.
+pub type Layer = BTreeMap<&'static str, (String, Origin)>;
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingError {
+    /// Its value is wrong.
+    #[error("{}: {why}", place(key, origin))]
+    Value {
+        /// The setting.
+        key: &'static str,
+        /// Where it stands.
+        origin: Origin,
+        /// What is wrong.
+        why: String,
+    },
+    /// There is no such setting.
+    #[error("{path}:{line}: unknown setting '{key}'; known are {known}", path = path.display(), key = key.escape_debug(), known = KEYS.join(", "))]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What stands there.
+        key: String,
+    },
+    /// The file cannot be read.
+    #[error("{path}:{line}: {why}", path = path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// The file cannot be opened.
+    #[error("cannot read {path}: {source}", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn variable(key: &str) -> String {
+    format!("{}{}", vars::SETTING_PREFIX, key.to_ascii_uppercase())
+}
+
+fn place(key: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::Flag => format!("--{}", key.replace('_', "-")),
+        Origin::Variable => variable(key),
+        Origin::File(path, line) => format!("{}:{line}: {key}", path.display()),
+    }
+}
+
+/// What was resolved, and how.
+#[derive(Debug)]
+pub struct Resolved {
+    /// All that is set, in the form of text.
+    layer: Layer,
+}
+
+/// Resolves `flags` over the environment and the files.
+pub fn resolve(flags: Layer) -> Result<Resolved, SettingError> {
+    let mut layer = flags;
+    for key in KEYS {
+        if let Some(value) = env::var_os(variable(key)).filter(|value| !value.is_empty()) {
+            layer.entry(key).or_insert_with(|| (value.to_string_lossy().into_owned(), Origin::Variable));
+        }
+    }
+    for path in project_file().into_iter().chain(user_file()) {
+        for (key, value) in read_file(&path)? {
+            layer.entry(key).or_insert(value);
+        }
+    }
+    Ok(Resolved { layer })
+}
+
+fn project_file() -> Option<PathBuf> {
+    let here = env::current_dir().ok()?;
+    here.ancestors().map(|directory| directory.join(PROJECT_FILE)).find(|path| path.exists())
+}
+
+fn user_file() -> Option<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
+    let base = set(vars::CONFIG_HOME).or_else(|| Some(set(vars::HOME)?.join(".config")))?;
+    Some(base.join(USER_FILE)).filter(|path| path.exists())
+}
+
+fn read_file(path: &Path) -> Result<Layer, SettingError> {
+    let text =
+        fs::read_to_string(path).map_err(|source| SettingError::File { path: path.to_owned(), source })?;
+    parse_file(path, &text)
+}
+
+fn parse_file(path: &Path, text: &str) -> Result<Layer, SettingError> {
+    let line_of = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
+    let table = DeTable::parse(text).map_err(|error| SettingError::Syntax {
+        path: path.to_owned(),
+        line: line_of(error.span().map_or(0, |span| span.start)),
+        why: error.message().replace('\n', " "),
+    })?;
+    let mut layer = Layer::new();
+    for (name, value) in table.into_inner() {
+        let line = line_of(name.span().start);
+        let Some(key) = KEYS.into_iter().find(|key| *key == name.get_ref().as_ref()) else {
+            let key = name.get_ref().to_string();
+            return Err(SettingError::Unknown { path: path.to_owned(), line, key });
+        };
+        let origin = Origin::File(path.to_owned(), line);
+        let Some(text) = scalar(value.get_ref()) else {
+            let why = "write one value, as in \"1h\" or 1024".to_owned();
+            return Err(SettingError::Value { key, origin, why });
+        };
+        layer.insert(key, (text, origin));
+    }
+    Ok(layer)
+}
+
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) => Some(number.as_str().to_owned()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(truth) => Some(truth.to_string()),
+        _ => None,
+    }
+}
+
+impl Resolved {
+    /// Puts the settings into `spec`.
+    pub fn apply(&self, spec: &mut RunSpec) -> Result<(), SettingError> {
+        self.take("ttl", &mut spec.ttl, |text| parse_limit(text).map_err(|error| error.to_string()))?;
+        self.take("idle", &mut spec.idle, |text| parse_limit(text).map_err(|error| error.to_string()))?;
+        self.take("grace", &mut spec.grace, |text| parse_duration(text).map_err(|error| error.to_string()))?;
+        self.take("signal", &mut spec.signal, parse_polite_signal)?;
+        self.take("keep", &mut spec.keep, parse_keep)?;
+        self.take("scratch", &mut spec.scratch, parse_truth)?;
+        self.take("preserve_status", &mut spec.preserve_status, parse_truth)?;
+        let mut quiet = false;
+        self.take("quiet", &mut quiet, parse_truth)?;
+        if quiet && spec.verbosity == Verbosity::Normal {
+            spec.verbosity = Verbosity::Quiet;
+        }
+        self.apply_limits(&mut spec.limits)
+    }
+
+    fn apply_limits(&self, limits: &mut Limits) -> Result<(), SettingError> {
+        let take = |key, slot: &mut Option<Bound>, unit| {
+            self.take(key, slot, |text| parse_bound(text, unit).map(Some).map_err(|error| error.to_string()))
+        };
+        take("nofile", &mut limits.nofile, Unit::Count)?;
+        take("fsize", &mut limits.fsize, Unit::Bytes)?;
+        take("data", &mut limits.data, Unit::Bytes)?;
+        take("core", &mut limits.core, Unit::Bytes)?;
+        take("cpu_time", &mut limits.cpu_time, Unit::Seconds)
+    }
+
+    fn take<T>(
+        &self,
+        key: &'static str,
+        slot: &mut T,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<(), SettingError> {
+        if let Some((text, origin)) = self.layer.get(key) {
+            *slot = parse(text).map_err(|why| SettingError::Value { key, origin: origin.clone(), why })?;
+        }
+        Ok(())
+    }
+
+    /// Returns each setting that is not the default, and where it came from.
+    pub fn explain(&self) -> Vec<String> {
+        let lines =
+            self.layer.iter().map(|(key, (text, origin))| Explanation { key, text, origin }.to_string());
+        lines.collect()
+    }
+}
+
+struct Explanation<'a> {
+    key: &'a str,
+    text: &'a str,
+    origin: &'a Origin,
+}
+
+impl fmt::Display for Explanation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Explanation { key, text, origin } = self;
+        match origin {
+            Origin::File(path, line) => write!(f, "{key} = {text} (from {}:{line})", path.display()),
+            _ => write!(f, "{key} = {text} (from {})", place(key, origin)),
+        }
+    }
+}
+
+fn parse_polite_signal(text: &str) -> Result<Signal, String> {
+    let signal = Signal::parse(text).map_err(|error| format!("{error}; write it like TERM, INT or 15"))?;
+    match signal.number() {
+        libc::SIGSTOP => Err("SIGSTOP does not end a process; use TERM or INT".to_owned()),
+        _ => Ok(signal),
+    }
+}
+
+fn parse_keep(text: &str) -> Result<Keep, String> {
+    let known = [Keep::Never, Keep::OnFailure, Keep::Always];
+    known
+        .into_iter()
+        .find(|keep| keep.word() == text)
+        .ok_or_else(|| format!("'{}' is not one of never, on-failure, always", text.escape_debug()))
+}
+
+fn parse_truth(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err(format!("'{}' is neither true nor false", text.escape_debug())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Layer, String> {
+        parse_file(Path::new("agent-run.toml"), text).map_err(|error| error.to_string())
+    }
+
+    fn applied(text: &str) -> Result<RunSpec, String> {
+        let mut spec = RunSpec::new(["true"]);
+        Resolved { layer: parse(text)? }.apply(&mut spec).map_err(|error| error.to_string())?;
+        Ok(spec)
+    }
+
+    #[test]
+    fn a_file_sets_what_flags_set() {
+        let spec = applied(
+            "ttl = \"1h\"\ngrace = 2\nsignal = \"INT\"\nnofile = \"64:128\"\npreserve_status = true\n",
+        )
+        .unwrap();
+        assert_eq!(spec.ttl, Some(std::time::Duration::from_secs(3600)));
+        assert_eq!(spec.grace, std::time::Duration::from_secs(2));
+        assert_eq!(spec.signal, Signal::INT);
+        assert_eq!(spec.limits.nofile, Some(Bound { soft: Some(64), hard: Some(128) }));
+        assert!(spec.preserve_status);
+    }
+
+    #[test]
+    fn errors_name_file_and_line() {
+        let table = [
+            ("ttl = \"1h\"\nttll = \"2h\"\n", "agent-run.toml:2: unknown setting 'ttll'"),
+            ("\n\nttl = \"5x\"\n", "agent-run.toml:3: ttl: '5x' is not a duration"),
+            ("ttl = [1]\n", "agent-run.toml:1: ttl: write one value"),
+            ("ttl = \n", "agent-run.toml:1: "),
+            ("[section]\n", "agent-run.toml:1: unknown setting 'section'"),
+            ("keep = \"sometimes\"", "agent-run.toml:1: keep: 'sometimes' is not one of"),
+        ];
+        for (text, expected) in table {
+            let error = applied(text).expect_err(text);
+            assert!(error.starts_with(expected), "{text:?}: {error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn origins_are_explained() {
+        let mut layer = parse("ttl = 90").unwrap();
+        layer.insert("grace", ("1s".to_owned(), Origin::Flag));
+        layer.insert("idle", ("1s".to_owned(), Origin::Variable));
+        let lines = Resolved { layer }.explain();
+        assert_eq!(
+            lines,
+            [
+                "grace = 1s (from --grace)",
+                "idle = 1s (from AGENT_RUN_IDLE)",
+                "ttl = 90 (from agent-run.toml:1)",
+            ]
+        );
+    }
+}

@@ -1,0 +1,314 @@
+//! The supervisor's loop: waits for what happens, hands it to the machine, carries out what that says.
+//!
+//! Signals are blocked since before the fork and read as data. SIGCHLD may stand for many children, so
+//! every look asks the kernel for all of them. Nothing here polls: without an idle time or a teardown the
+//! loop sleeps until something happens or the lease ends.
+
+use std::io;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::machine::{Action, Event, Machine, Policy, Verdict};
+use super::relay::Relay;
+use super::requests::{self, Asked};
+use super::{Handover, Supervised};
+use crate::control::link::{Heard, Link, ToGuard, ToSupervisor};
+use crate::control::{Answer, Request};
+use crate::ending::{Events, Outcome, conclude};
+use crate::exit::Reason;
+use crate::lease;
+use crate::registry::record::State;
+use crate::registry::store::{self, LiveRun};
+use crate::run::RunSpec;
+use crate::sys::clock::{BootTime, Timer};
+use crate::sys::process::{self, Change, Ended, Pid};
+use crate::sys::readiness::Readiness;
+use crate::sys::signal::{Signal, SignalQueue};
+use crate::sys::tree::{self, Descend};
+use crate::sys::tty::Terminal;
+use crate::teardown::prey::ProcessTree;
+use crate::teardown::progress::KILL_FOR;
+
+/// Supervises the command to its end, and returns the channel with the last word for the guard.
+pub(super) fn drive(handover: Handover, supervised: Supervised) -> (Link, ToGuard) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Supervised { leader, control, relay, lease } = supervised;
+    let mut driver = Driver::new(handover, leader, relay, lease);
+    // Without a runtime or queue (out of descriptors) we cannot know when to act: the run ends now.
+    let watched = runtime.and_then(|runtime| runtime.block_on(driver.watch(control)));
+    if watched.is_err() {
+        driver.end_blindly();
+    }
+    driver.conclude()
+}
+
+struct Driver {
+    spec: RunSpec,
+    run: LiveRun,
+    link: Link,
+    events: Events,
+    relay: Option<Relay>,
+    leader: Pid,
+    machine: Machine,
+    tree: ProcessTree,
+    callers: super::CallersTerminal,
+    guard_lost: bool,
+    /// The tree's bytes and processes at the last sample of the idle time.
+    sampled: Option<(u64, usize)>,
+}
+
+impl Driver {
+    fn new(handover: Handover, leader: Pid, relay: Option<Relay>, lease: Option<lease::Lease>) -> Driver {
+        let Handover { spec, run, link, events, callers, .. } = handover;
+        let machine = Machine::new(Policy::of(&spec), lease, BootTime::now());
+        let tree = ProcessTree::new(Some(leader));
+        Driver {
+            spec,
+            run,
+            link,
+            events,
+            relay,
+            leader,
+            machine,
+            tree,
+            callers,
+            guard_lost: false,
+            sampled: None,
+        }
+    }
+
+    async fn watch(&mut self, control: std::os::unix::net::UnixListener) -> io::Result<()> {
+        let queue = SignalQueue::open(&[Signal::CHLD, Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT])?;
+        let timer = Timer::new()?;
+        let (signals, ticks) = (Readiness::of(&queue)?, Readiness::of(&timer)?);
+        let guard = Readiness::of(&self.link.0)?;
+        let (asked, mut requests) = mpsc::channel(8);
+        tokio::spawn(requests::serve(tokio::net::UnixListener::from_std(control)?, asked));
+        // What happened before the queue was open.
+        self.look_at_children();
+        while self.machine.verdict().is_none() {
+            timer.set(self.machine.wake_at())?;
+            tokio::select! {
+                biased;
+                ready = signals.wait() => { ready?; self.take_signals(&queue); }
+                ready = guard.wait(), if !self.guard_lost => { ready?; self.listen_to_guard(); }
+                ready = ticks.wait() => { ready?; timer.clear(); self.tick(); }
+                Some(asked) = requests.recv() => self.answer(asked),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `event` in and carries out what follows. An empty tree is noticed first: then nothing of it
+    /// needs doing, and a run of one process ends without a look at /proc.
+    fn take_in(&mut self, event: Event) {
+        let actions = self.machine.step(event, BootTime::now());
+        self.carry_out(actions);
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        if !self.machine.is_running() && self.tree.leader_ended().is_some() && self.tree.is_empty() {
+            self.machine.step(Event::TreeEmpty, BootTime::now());
+            return;
+        }
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::EnterTeardown { grace } => self.enter_teardown(grace),
+            Action::Ask { group, rest } => {
+                self.events.write("signal", &self.run.record, json!({ "signal": group.to_string() }));
+                self.tree.ask(group, rest);
+            }
+            Action::AskAgain(signal) => self.tree.ask_again(signal),
+            Action::AskNew { rest } => self.tree.ask(rest, rest),
+            Action::Kill { first } => {
+                if first {
+                    self.events.write("escalated", &self.run.record, json!({ "signal": "SIGKILL" }));
+                }
+                self.tree.kill();
+            }
+            Action::EnterDeadline => {
+                let lease = self.machine.lease();
+                let deadline = lease.map(|lease| lease.deadline());
+                self.run.record.set_deadline(deadline, lease.map(|lease| lease.ttl()));
+                let _ = self.run.save();
+                self.link.send(&ToGuard::Deadline(deadline));
+            }
+            Action::Sample => self.sample(),
+        }
+    }
+
+    fn enter_teardown(&mut self, grace: Duration) {
+        self.run.record.state = State::Stopping;
+        // The lock says who lives; an entry that could not be written is only less exact.
+        let _ = self.run.save();
+        self.link.send(&ToGuard::Ending { within: grace + KILL_FOR });
+        self.tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
+    }
+
+    fn take_signals(&mut self, queue: &SignalQueue) {
+        while let Some(signal) = queue.next() {
+            if signal != Signal::CHLD {
+                self.take_in(Event::Signalled(signal));
+            }
+        }
+        self.look_at_children();
+    }
+
+    fn look_at_children(&mut self) {
+        let had_ended = self.tree.leader_ended();
+        let any = self.tree.reap();
+        match self.tree.leader_ended() {
+            Some(ended) if had_ended.is_none() => self.leader_ended(ended),
+            _ if any || had_ended.is_some() => self.take_in(Event::SomethingEnded),
+            _ => {}
+        }
+        if self.tree.leader_ended().is_none()
+            && let Some(Change::Stopped(signal)) = process::job_change(self.leader)
+        {
+            self.link.send(&ToGuard::LeaderStopped(signal));
+        }
+    }
+
+    fn leader_ended(&mut self, ended: Ended) {
+        let signal = match ended {
+            Ended::Signaled(signal) => Some(signal),
+            Ended::Exited(_) => None,
+        };
+        self.link.send(&ToGuard::LeaderEnded { signal });
+        if let Some(relay) = &mut self.relay {
+            relay.leader_ended();
+        }
+        self.take_in(Event::LeaderEnded(ended));
+    }
+
+    fn listen_to_guard(&mut self) {
+        loop {
+            match self.link.receive() {
+                Heard::Nothing => return,
+                Heard::Message(ToSupervisor::Signal(signal)) => self.take_in(Event::Signalled(signal)),
+                Heard::Message(ToSupervisor::ForwardToLeader(signal)) => self.tree.signal_leader(signal),
+                Heard::Message(ToSupervisor::ForwardToGroup(signal)) => self.tree.signal_group(signal),
+                Heard::Message(ToSupervisor::Continue) => self.tree.signal_group(Signal::CONT),
+                Heard::Closed => {
+                    self.guard_lost = true;
+                    return self.take_in(Event::GuardLost);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.take_in(Event::Tick);
+        let actions = self.machine.judge_idleness(BootTime::now());
+        self.carry_out(actions);
+    }
+
+    fn sample(&mut self) {
+        let mut seen = (0u64, 0usize);
+        tree::walk(&mut |member| {
+            seen.0 = seen.0.wrapping_add(process::bytes_moved(member.stat.pid).unwrap_or(0));
+            seen.1 += 1;
+            Descend::Yes
+        });
+        if self.sampled.replace(seen).is_some_and(|before| before != seen) {
+            self.machine.step(Event::Activity, BootTime::now());
+        }
+    }
+
+    fn answer(&mut self, (request, reply): Asked) {
+        let seconds = |span: f64| Duration::try_from_secs_f64(span).ok();
+        let answer = match request {
+            Request::Stop { grace_s } => {
+                self.take_in(Event::Stop { grace: grace_s.and_then(seconds) });
+                Answer::Done
+            }
+            Request::Renew { .. } if !self.machine.is_running() => {
+                Answer::Refused { message: "the run is ending".to_owned() }
+            }
+            Request::Renew { ttl_s } => {
+                self.take_in(Event::Renew(ttl_s.and_then(seconds)));
+                Answer::Done
+            }
+            Request::Live => {
+                let idle = self.machine.idle_for(BootTime::now());
+                Answer::Live { idle_s: idle.map(|span| span.as_secs_f64()) }
+            }
+        };
+        if request_counts(&answer) {
+            self.machine.step(Event::Activity, BootTime::now());
+        }
+        // Whoever asked may have gone.
+        let _ = reply.send(answer);
+    }
+
+    /// The loop could not run: ends the tree by SIGKILL, looking a thousand times a second.
+    fn end_blindly(&mut self) {
+        self.take_in(Event::Stop { grace: Some(Duration::ZERO) });
+        while self.machine.verdict().is_none() {
+            self.look_at_children();
+            self.take_in(Event::Tick);
+            let _ = crate::sys::waits::any(&[], Some(Duration::from_millis(1)));
+        }
+    }
+
+    fn conclude(mut self) -> (Link, ToGuard) {
+        let Some(verdict) = self.machine.verdict() else {
+            // `watch` and `end_blindly` return with one; without, the guard takes over.
+            crate::sys::signal::exit_now(1)
+        };
+        self.link.send(&ToGuard::Finishing);
+        if let Some(relay) = self.relay.take() {
+            relay.finish(self.spec.grace.max(Duration::from_secs(1)));
+        }
+        let survivors = if verdict.verified { Vec::new() } else { self.tree.survivors() };
+        if verdict.verified {
+            self.tree.bury();
+        }
+        if self.guard_lost {
+            self.restore_terminal();
+        }
+        let Verdict { reason, leader, verified, ending, .. } = verdict;
+        let outcome = Outcome { reason, leader, ending, verified, killed: self.tree.killed(), survivors };
+        let message = conclude(&mut self.run, &self.spec, &outcome, &mut self.events);
+        if !self.guard_lost {
+            self.wake_guard();
+        }
+        let restore_modes = matches!(leader, Some(Ended::Signaled(_))) || reason == Reason::SupervisorLost;
+        (self.link, ToGuard::Over { ending, message, restore_modes })
+    }
+
+    /// A guard that was stopped with its shell's job must run to take the end in.
+    fn wake_guard(&self) {
+        let Some(guard) = &self.run.record.guard else { return };
+        if process::Stat::read(guard.pid).is_some_and(|stat| stat.is_stopped())
+            && let Some(guard) = guard.pin()
+        {
+            let _ = guard.send(Signal::CONT);
+        }
+    }
+
+    /// The guard moves the terminal; if it is dead, what the leader held goes back to the group that the
+    /// guard was in, so that a script that goes on can use it.
+    fn restore_terminal(&self) {
+        let Some(terminal) = Terminal::open() else { return };
+        if terminal.foreground() == Some(self.leader) {
+            // Refused if that group is gone too: then a shell takes the terminal itself.
+            let _ = terminal.give_to(self.callers.group);
+            if let Some(modes) = &self.callers.modes {
+                terminal.set_modes(modes);
+            }
+        }
+    }
+}
+
+/// Looking at a run does not keep it busy.
+fn request_counts(answer: &Answer) -> bool {
+    matches!(answer, Answer::Done)
+}

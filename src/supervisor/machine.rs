@@ -1,0 +1,363 @@
+//! What a supervisor decides. Pure: events and the clock go in, actions come out.
+
+use std::time::Duration;
+
+use crate::exit::{self, Ending, Facts, Reason};
+use crate::lease::Lease;
+use crate::run::RunSpec;
+use crate::sys::clock::BootTime;
+use crate::sys::process::Ended;
+use crate::sys::signal::Signal;
+use crate::teardown::progress::{Due, Progress};
+
+/// Who comes during the grace (a daemon started by a handler of the polite signal) is asked too, in
+/// looks at least this far apart: a thousand processes may die within a moment.
+const ASK_PAUSE: Duration = Duration::from_millis(20);
+
+/// Something happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The leader has ended.
+    LeaderEnded(Ended),
+    /// Something else of the tree has ended.
+    SomethingEnded,
+    /// Nothing of the tree lives.
+    TreeEmpty,
+    /// The instant of [`Machine::wake_at`] has come.
+    Tick,
+    /// A signal to guard or supervisor asks for the end.
+    Signalled(Signal),
+    /// The guard is dead.
+    GuardLost,
+    /// Somebody asked for the end.
+    Stop {
+        /// In place of the run's own grace.
+        grace: Option<Duration>,
+    },
+    /// Somebody asked for a new lease; `None` for none.
+    Renew(Option<Duration>),
+    /// The tree has read or written, or somebody asked for something.
+    Activity,
+}
+
+/// Something is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Enter that the teardown has begun, and tell the guard.
+    EnterTeardown {
+        /// How long the polite phase may take.
+        grace: Duration,
+    },
+    /// Ask the tree to end: this signal for the leader's group, that one for the rest.
+    Ask {
+        /// For the leader's process group.
+        group: Signal,
+        /// For every other process.
+        rest: Signal,
+    },
+    /// Ask what is left again, by this signal.
+    AskAgain(Signal),
+    /// Ask whoever has come since.
+    AskNew {
+        /// For every process that has not been asked.
+        rest: Signal,
+    },
+    /// Send SIGKILL to what is there; `first` if the grace has just ended.
+    Kill {
+        /// The grace has just ended.
+        first: bool,
+    },
+    /// Enter the new deadline, and tell the guard.
+    EnterDeadline,
+    /// Look if the tree has read or written.
+    Sample,
+}
+
+/// How the run ended, as far as decisions go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Why.
+    pub reason: Reason,
+    /// How the leader ended.
+    pub leader: Option<Ended>,
+    /// Whether nothing is left.
+    pub verified: bool,
+    /// How `agent-run` ends.
+    pub ending: Ending,
+}
+
+/// The limits and manners of one run.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// The polite signal.
+    pub signal: Signal,
+    /// Between it and SIGKILL.
+    pub grace: Duration,
+    /// How long nothing may happen.
+    pub idle: Option<Duration>,
+    /// Whether the leader's code is kept when time has run out.
+    pub preserve_status: bool,
+    /// Whether SIGXCPU means our own limit.
+    pub cpu_time_limited: bool,
+}
+
+impl Policy {
+    /// Takes from `spec` what decides.
+    pub fn of(spec: &RunSpec) -> Policy {
+        Policy {
+            signal: spec.signal,
+            grace: spec.grace,
+            idle: spec.idle,
+            preserve_status: spec.preserve_status,
+            cpu_time_limited: spec.limits.cpu_time.is_some(),
+        }
+    }
+}
+
+/// The state of one run.
+#[derive(Debug)]
+pub struct Machine {
+    policy: Policy,
+    lease: Option<Lease>,
+    idle: Option<IdleWatch>,
+    leader: Option<Ended>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    Running,
+    Ending { reason: Reason, first: Signal, progress: Progress, ask_at: Option<BootTime> },
+    Over(Verdict),
+}
+
+/// The idle time, looked at in samples.
+#[derive(Clone, Copy, Debug)]
+struct IdleWatch {
+    limit: Duration,
+    last: BootTime,
+    next_look: BootTime,
+}
+
+impl IdleWatch {
+    /// Eight looks in the idle time, so that it is overdrawn by an eighth at most; none more often
+    /// than twenty times a second nor more rarely than every five seconds.
+    fn pause(limit: Duration) -> Duration {
+        (limit / 8).clamp(Duration::from_millis(50), Duration::from_secs(5))
+    }
+
+    fn begin(limit: Duration, now: BootTime) -> IdleWatch {
+        IdleWatch { limit, last: now, next_look: now + Self::pause(limit) }
+    }
+}
+
+impl Machine {
+    /// A run whose leader has just been started.
+    pub fn new(policy: Policy, lease: Option<Lease>, now: BootTime) -> Machine {
+        let idle = policy.idle.map(|limit| IdleWatch::begin(limit, now));
+        Machine { policy, lease, idle, leader: None, phase: Phase::Running }
+    }
+
+    /// Returns when a [`Event::Tick`] is wanted.
+    pub fn wake_at(&self) -> Option<BootTime> {
+        match &self.phase {
+            Phase::Running => {
+                let lease = self.lease.map(|lease| lease.deadline());
+                let look = self.idle.map(|idle| idle.next_look);
+                lease.into_iter().chain(look).min()
+            }
+            Phase::Ending { progress, ask_at, .. } => {
+                Some(ask_at.map_or(progress.wake_at(), |at| at.min(progress.wake_at())))
+            }
+            Phase::Over(_) => None,
+        }
+    }
+
+    /// Returns the lease.
+    pub fn lease(&self) -> Option<Lease> {
+        self.lease
+    }
+
+    /// Returns how long nothing has happened, if the run has an idle time.
+    pub fn idle_for(&self, now: BootTime) -> Option<Duration> {
+        self.idle.map(|idle| now.saturating_since(idle.last))
+    }
+
+    /// Returns whether the run still runs: a lease that has ended is not renewed.
+    pub fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    /// Returns how the run ended, when it has.
+    pub fn verdict(&self) -> Option<Verdict> {
+        match self.phase {
+            Phase::Over(verdict) => Some(verdict),
+            _ => None,
+        }
+    }
+
+    /// Takes `event` in at `now`, and returns what is to be done, in this order.
+    pub fn step(&mut self, event: Event, now: BootTime) -> Vec<Action> {
+        match event {
+            Event::LeaderEnded(ended) => self.leader_ended(ended, now),
+            Event::SomethingEnded => self.something_ended(now),
+            Event::TreeEmpty => self.tree_empty(),
+            Event::Tick => self.tick(now),
+            Event::Signalled(signal) => self.signalled(signal, now),
+            Event::GuardLost => self.end(Reason::SupervisorLost, self.policy.signal, None, now),
+            Event::Stop { grace } => self.stop(grace, now),
+            Event::Renew(ttl) => self.renew(ttl, now),
+            Event::Activity => {
+                if let Some(idle) = &mut self.idle {
+                    idle.last = now;
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    fn leader_ended(&mut self, ended: Ended, now: BootTime) -> Vec<Action> {
+        self.leader = Some(ended);
+        match self.phase {
+            Phase::Running => {
+                let reason = match ended {
+                    Ended::Exited(_) => Reason::Exit,
+                    Ended::Signaled(Signal::XCPU) if self.policy.cpu_time_limited => Reason::CpuTime,
+                    Ended::Signaled(_) => Reason::Signal,
+                };
+                self.end(reason, self.policy.signal, None, now)
+            }
+            // The rest was asked by the leader's signal, which it may be deaf to by custom: a shell's
+            // background jobs ignore INT.
+            Phase::Ending { first, progress, .. }
+                if first != self.policy.signal && !progress.is_killing() =>
+            {
+                vec![Action::AskAgain(self.policy.signal)]
+            }
+            _ => self.something_ended(now),
+        }
+    }
+
+    fn something_ended(&mut self, now: BootTime) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Ending { progress, .. } if progress.is_killing() => {
+                progress.hurry(now);
+                self.teardown_due(now)
+            }
+            Phase::Ending { ask_at, .. } => {
+                ask_at.get_or_insert(now + ASK_PAUSE);
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn tree_empty(&mut self) -> Vec<Action> {
+        if let Phase::Ending { reason, .. } = self.phase {
+            self.phase = Phase::Over(self.judge(reason, true));
+        }
+        Vec::new()
+    }
+
+    fn judge(&self, reason: Reason, verified: bool) -> Verdict {
+        let facts =
+            Facts { reason, leader: self.leader, verified, preserve_status: self.policy.preserve_status };
+        Verdict { reason, leader: self.leader, verified, ending: exit::ending(&facts) }
+    }
+
+    fn tick(&mut self, now: BootTime) -> Vec<Action> {
+        if !self.is_running() {
+            return self.teardown_due(now);
+        }
+        if self.lease.is_some_and(|lease| lease.is_over(now)) {
+            return self.end(Reason::Ttl, self.policy.signal, None, now);
+        }
+        let Some(idle) = &mut self.idle else { return Vec::new() };
+        if now < idle.next_look {
+            return Vec::new();
+        }
+        idle.next_look = now + IdleWatch::pause(idle.limit);
+        vec![Action::Sample]
+    }
+
+    /// To be called after [`Action::Sample`] was carried out and its [`Event::Activity`], if any, taken in.
+    pub fn judge_idleness(&mut self, now: BootTime) -> Vec<Action> {
+        let over = self.idle.is_some_and(|idle| now.saturating_since(idle.last) >= idle.limit);
+        if over && self.is_running() {
+            self.end(Reason::Idle, self.policy.signal, None, now)
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn teardown_due(&mut self, now: BootTime) -> Vec<Action> {
+        let Phase::Ending { reason, progress, ask_at, .. } = &mut self.phase else { return Vec::new() };
+        let reason = *reason;
+        match progress.due(now) {
+            Due::Nothing if ask_at.is_some_and(|at| now >= at) => {
+                *ask_at = None;
+                vec![Action::AskNew { rest: self.policy.signal }]
+            }
+            Due::Nothing => Vec::new(),
+            Due::Kill { first } => {
+                *ask_at = None;
+                vec![Action::Kill { first }]
+            }
+            Due::GiveUp => {
+                self.phase = Phase::Over(self.judge(reason, false));
+                Vec::new()
+            }
+        }
+    }
+
+    fn signalled(&mut self, signal: Signal, now: BootTime) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Running => self.end(Reason::Signal, signal, None, now),
+            // A second Ctrl-C, or the first during a teardown, is impatience. Others are repeated by
+            // harnesses as a matter of course.
+            Phase::Ending { progress, .. } if [Signal::INT, Signal::QUIT].contains(&signal) => {
+                progress.kill_now(now);
+                self.teardown_due(now)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn stop(&mut self, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
+        if let Phase::Ending { progress, .. } = &mut self.phase {
+            if let Some(grace) = grace {
+                progress.shorten(grace, now);
+            }
+            return self.teardown_due(now);
+        }
+        self.end(Reason::Stop, self.policy.signal, grace, now)
+    }
+
+    fn renew(&mut self, ttl: Option<Duration>, now: BootTime) -> Vec<Action> {
+        if !self.is_running() {
+            return Vec::new();
+        }
+        self.lease = ttl.map(|ttl| Lease::grant(ttl, now));
+        vec![Action::EnterDeadline]
+    }
+
+    fn end(&mut self, reason: Reason, first: Signal, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
+        if !self.is_running() {
+            return Vec::new();
+        }
+        let grace = grace.unwrap_or(self.policy.grace);
+        let mut progress = Progress::begin(grace, now);
+        let mut actions = vec![Action::EnterTeardown { grace }];
+        match progress.due(now) {
+            Due::Kill { first } => actions.push(Action::Kill { first }),
+            _ => actions.push(Action::Ask { group: first, rest: self.policy.signal }),
+        }
+        let ask_at = (!progress.is_killing()).then_some(now + ASK_PAUSE);
+        self.phase = Phase::Ending { reason, first, progress, ask_at };
+        actions
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,203 @@
+use super::*;
+
+const GRACE: Duration = Duration::from_millis(300);
+
+const fn at(milliseconds: u64) -> BootTime {
+    BootTime::from_boot(Duration::from_millis(milliseconds))
+}
+
+fn policy() -> Policy {
+    Policy { signal: Signal::TERM, grace: GRACE, idle: None, preserve_status: false, cpu_time_limited: false }
+}
+
+fn machine() -> Machine {
+    Machine::new(policy(), Some(Lease::grant(Duration::from_secs(10), at(0))), at(0))
+}
+
+const ENTER: Action = Action::EnterTeardown { grace: GRACE };
+const ASK: Action = Action::Ask { group: Signal::TERM, rest: Signal::TERM };
+const ASK_NEW: Action = Action::AskNew { rest: Signal::TERM };
+const KILL: Action = Action::Kill { first: true };
+const DEAD: Event = Event::LeaderEnded(Ended::Signaled(Signal::TERM));
+
+/// Feeds events at their times, and returns all actions and the verdict.
+fn play(machine: &mut Machine, script: &[(u64, Event)]) -> (Vec<Action>, Option<Verdict>) {
+    let actions = script.iter().flat_map(|(time, event)| machine.step(*event, at(*time))).collect();
+    (actions, machine.verdict())
+}
+
+type Script<'a> = &'a [(u64, Event)];
+
+const fn exited(code: i32) -> Event {
+    Event::LeaderEnded(Ended::Exited(code))
+}
+
+#[test]
+fn each_reason_ends_the_run_with_its_code() {
+    let table: [(Script, Reason, Ending); 9] = [
+        (&[(1, exited(3)), (1, Event::TreeEmpty)], Reason::Exit, Ending::Code(3)),
+        (&[(1, DEAD), (1, Event::TreeEmpty)], Reason::Signal, Ending::DieOf(Signal::TERM)),
+        (
+            &[(10_000, Event::Tick), (10_001, DEAD), (10_001, Event::TreeEmpty)],
+            Reason::Ttl,
+            Ending::Code(124),
+        ),
+        (
+            &[(5, Event::Stop { grace: None }), (6, exited(0)), (6, Event::TreeEmpty)],
+            Reason::Stop,
+            Ending::Code(0),
+        ),
+        (
+            &[(5, Event::Stop { grace: None }), (6, DEAD), (6, Event::TreeEmpty)],
+            Reason::Stop,
+            Ending::DieOf(Signal::TERM),
+        ),
+        (
+            &[(5, Event::Signalled(Signal::TERM)), (6, exited(9)), (6, Event::TreeEmpty)],
+            Reason::Signal,
+            Ending::Code(9),
+        ),
+        (
+            &[(5, Event::GuardLost), (6, DEAD), (6, Event::TreeEmpty)],
+            Reason::SupervisorLost,
+            Ending::Code(125),
+        ),
+        // The lease ends while the leader's exit is on its way: the run was over by itself.
+        (
+            &[(9_999, exited(0)), (10_000, Event::Tick), (10_000, Event::TreeEmpty)],
+            Reason::Exit,
+            Ending::Code(0),
+        ),
+        // Two reasons: the first one counts.
+        (
+            &[
+                (10_000, Event::Tick),
+                (10_001, Event::Stop { grace: None }),
+                (10_002, DEAD),
+                (10_002, Event::TreeEmpty),
+            ],
+            Reason::Ttl,
+            Ending::Code(124),
+        ),
+    ];
+    for (script, reason, ending) in table {
+        let (_, verdict) = play(&mut machine(), script);
+        let verdict = verdict.unwrap_or_else(|| panic!("no verdict for {script:?}"));
+        assert_eq!((verdict.reason, verdict.ending, verdict.verified), (reason, ending, true), "{script:?}");
+    }
+}
+
+#[test]
+fn the_tree_gets_its_grace_and_then_sigkill() {
+    let mut machine = machine();
+    let (actions, _) = play(&mut machine, &[(5, Event::Stop { grace: None })]);
+    assert_eq!(actions, [ENTER, ASK]);
+    assert_eq!(machine.step(Event::Tick, at(25)), [ASK_NEW]);
+    assert_eq!(machine.wake_at(), Some(at(305)));
+    assert_eq!(machine.step(Event::Tick, at(304)), []);
+    assert_eq!(machine.step(Event::Tick, at(305)), [KILL]);
+    let (_, verdict) = play(
+        &mut machine,
+        &[(306, Event::LeaderEnded(Ended::Signaled(Signal::KILL))), (306, Event::TreeEmpty)],
+    );
+    assert_eq!(verdict.map(|v| v.ending), Some(Ending::Code(137)));
+}
+
+#[test]
+fn what_outlives_the_leader_is_asked_and_killed_too() {
+    let mut machine = machine();
+    assert_eq!(machine.step(Event::LeaderEnded(Ended::Exited(0)), at(5)), [ENTER, ASK]);
+    assert_eq!(machine.step(Event::Tick, at(305)), [KILL]);
+    let (_, verdict) = play(&mut machine, &[(306, Event::TreeEmpty)]);
+    // Exit code and reason are the leader's own, whatever had to be done to others.
+    assert_eq!(verdict.map(|v| (v.reason, v.ending)), Some((Reason::Exit, Ending::Code(0))));
+}
+
+#[test]
+fn a_second_press_kills_and_a_second_term_does_not() {
+    for (again, expected) in [(Signal::INT, vec![KILL]), (Signal::TERM, vec![]), (Signal::HUP, vec![])] {
+        let mut machine = machine();
+        let first = machine.step(Event::Signalled(Signal::INT), at(5));
+        assert_eq!(first, [ENTER, Action::Ask { group: Signal::INT, rest: Signal::TERM }]);
+        assert_eq!(machine.step(Event::Signalled(again), at(6)), expected, "{again}");
+    }
+}
+
+#[test]
+fn who_is_deaf_to_int_is_asked_by_term_when_the_leader_has_gone() {
+    let mut machine = machine();
+    machine.step(Event::Signalled(Signal::INT), at(5));
+    let actions = machine.step(Event::LeaderEnded(Ended::Signaled(Signal::INT)), at(6));
+    assert_eq!(actions, [Action::AskAgain(Signal::TERM)]);
+}
+
+#[test]
+fn newcomers_are_asked_during_the_grace_and_killed_after_it() {
+    let mut machine = machine();
+    machine.step(Event::Stop { grace: None }, at(5));
+    assert_eq!(machine.step(Event::Tick, at(25)), [ASK_NEW]);
+    // Deaths close to each other are one reason to look, not many.
+    for time in 100..110 {
+        assert_eq!(machine.step(Event::SomethingEnded, at(time)), []);
+    }
+    assert_eq!(machine.wake_at(), Some(at(120)));
+    assert_eq!(machine.step(Event::Tick, at(120)), [ASK_NEW]);
+    assert_eq!(machine.wake_at(), Some(at(305)));
+    machine.step(Event::Tick, at(305));
+    assert_eq!(machine.step(Event::SomethingEnded, at(305)), [Action::Kill { first: false }]);
+}
+
+#[test]
+fn no_grace_means_sigkill_at_once() {
+    let mut machine = Machine::new(Policy { grace: Duration::ZERO, ..policy() }, None, at(0));
+    let actions = machine.step(Event::Stop { grace: None }, at(5));
+    assert_eq!(actions, [Action::EnterTeardown { grace: Duration::ZERO }, KILL]);
+}
+
+#[test]
+fn what_cannot_be_killed_is_said() {
+    let mut machine = machine();
+    machine.step(Event::Stop { grace: None }, at(0));
+    machine.step(Event::Tick, at(300));
+    let (_, verdict) = play(&mut machine, &[(10_300, Event::Tick)]);
+    assert_eq!(verdict.map(|v| (v.verified, v.ending)), Some((false, Ending::Code(125))));
+}
+
+#[test]
+fn a_renewed_lease_ends_later_and_one_taken_away_never() {
+    let mut machine = machine();
+    let hour = Duration::from_secs(3600);
+    assert_eq!(machine.step(Event::Renew(Some(hour)), at(9_000)), [Action::EnterDeadline]);
+    assert_eq!(machine.step(Event::Tick, at(10_000)), []);
+    assert_eq!(machine.wake_at(), Some(at(9_000) + hour));
+    machine.step(Event::Renew(None), at(9_500));
+    assert_eq!(machine.wake_at(), None);
+    // Too late: the run is ending.
+    machine.step(Event::Stop { grace: None }, at(9_600));
+    assert_eq!(machine.step(Event::Renew(Some(hour)), at(9_700)), []);
+}
+
+#[test]
+fn idleness_is_judged_by_samples() {
+    let idle = Duration::from_secs(8);
+    let mut machine = Machine::new(Policy { idle: Some(idle), ..policy() }, None, at(0));
+    assert_eq!(machine.wake_at(), Some(at(1_000)));
+    assert_eq!(machine.step(Event::Tick, at(1_000)), [Action::Sample]);
+    assert_eq!(machine.judge_idleness(at(1_000)), []);
+    machine.step(Event::Activity, at(7_000));
+    assert_eq!(machine.judge_idleness(at(14_999)), []);
+    assert_eq!(machine.idle_for(at(14_999)), Some(Duration::from_millis(7_999)));
+    assert_eq!(machine.judge_idleness(at(15_000)), [ENTER, ASK]);
+    let (_, verdict) = play(&mut machine, &[(15_001, DEAD), (15_001, Event::TreeEmpty)]);
+    assert_eq!(verdict.map(|v| (v.reason, v.ending)), Some((Reason::Idle, Ending::Code(124))));
+}
+
+#[test]
+fn the_cpu_limit_has_its_own_reason() {
+    for (limited, reason) in [(true, Reason::CpuTime), (false, Reason::Signal)] {
+        let mut machine = Machine::new(Policy { cpu_time_limited: limited, ..policy() }, None, at(0));
+        let script = [(5, Event::LeaderEnded(Ended::Signaled(Signal::XCPU))), (5, Event::TreeEmpty)];
+        let (_, verdict) = play(&mut machine, &script);
+        assert_eq!(verdict.map(|v| v.reason), Some(reason));
+    }
+}

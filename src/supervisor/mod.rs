@@ -1,0 +1,238 @@
+//! The supervisor: the leader's parent, a subreaper in a process group of its own.
+//!
+//! It starts the command, lets go of the caller's descriptors, and from then on waits: for
+//! children, the guard, the clock and requests. [`machine`] decides, the driver waits and carries out.
+
+mod driver;
+pub mod machine;
+mod relay;
+mod requests;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::control::link::{Link, ToGuard};
+use crate::ending::{Events, Outcome, conclude};
+use crate::exit::{self, Ending, Reason};
+use crate::lease::Lease;
+use crate::registry::record::State;
+use crate::registry::store::{LiveRun, SOCKET, TREE_LOCK};
+use crate::run::RunSpec;
+use crate::rundir;
+use crate::sys::clock::BootTime;
+use crate::sys::process::{self, Pid, ProcessRef};
+use crate::sys::spawn::{self, LeaderSetup, Rlimit};
+use crate::sys::tty::{Modes, Terminal};
+use crate::sys::{files, inherit, net, signal};
+
+/// What the guard hands to the supervisor by forking it.
+#[derive(Debug)]
+pub struct Handover {
+    /// What was asked for.
+    pub spec: RunSpec,
+    /// The run, locked.
+    pub run: LiveRun,
+    /// The channel to the guard.
+    pub link: Link,
+    /// The terminal that the leader gets at once, and the guard's process group that has it.
+    pub terminal: Option<(Terminal, Pid)>,
+    /// What the terminal goes back to if the guard cannot do it.
+    pub callers: CallersTerminal,
+    /// The file of `--log`.
+    pub log: Option<File>,
+    /// The file of `--events`.
+    pub events: Events,
+    /// Gets the run's id when the command has been started.
+    pub started: Option<File>,
+}
+
+/// The terminal as the caller had it.
+#[derive(Debug)]
+pub struct CallersTerminal {
+    /// The caller's process group, which is the guard's.
+    pub group: Pid,
+    /// The modes.
+    pub modes: Option<Modes>,
+}
+
+/// Runs the supervisor in this process, which was forked for it, and ends the process.
+pub fn run(mut handover: Handover) -> ! {
+    // Neither has a way to fail here: we lead no session, and the prctl exists since Linux 3.4.
+    let _ = spawn::lead_own_group();
+    let _ = process::become_subreaper();
+    inherit::rename_process(c"arun-supervisor", &format!("arun-supervisor {}", handover.run.id()));
+    let over = match Supervised::start(&mut handover) {
+        Ok(supervised) => driver::drive(handover, supervised),
+        Err(failure) => launch_failed(handover, failure),
+    };
+    let (link, over) = over;
+    link.send(&over);
+    signal::exit_now(0)
+}
+
+/// The started command, and what was set up for it.
+struct Supervised {
+    leader: Pid,
+    control: UnixListener,
+    relay: Option<relay::Relay>,
+    lease: Option<Lease>,
+}
+
+/// The command was not started.
+struct LaunchFailure {
+    code: u8,
+    message: String,
+}
+
+impl LaunchFailure {
+    fn own(what: &str) -> impl FnOnce(io::Error) -> LaunchFailure {
+        move |error| LaunchFailure { code: exit::OWN_FAILURE, message: format!("{what}: {error}") }
+    }
+}
+
+impl Supervised {
+    fn start(handover: &mut Handover) -> Result<Supervised, LaunchFailure> {
+        let Handover { spec, run, link, terminal, log, events, started, .. } = handover;
+        run.record.supervisor = ProcessRef::of(process::own_pid());
+        let control = net::listen_in(run.directory(), SOCKET)
+            .map_err(LaunchFailure::own("cannot make the control socket"))?;
+        let prepared =
+            log.take().map(relay::prepare).transpose().map_err(LaunchFailure::own("cannot make pipes"))?;
+        let (prepared, ends) = prepared.unzip();
+        let setup = leader_setup(spec, run, terminal.take())
+            .map_err(LaunchFailure::own("cannot make the tree lock"))?;
+        let child =
+            spawn::leader(command(spec, run, ends), setup).map_err(|error| not_started(spec, &error))?;
+        let leader = child.id() as Pid;
+        let now = BootTime::now();
+        let lease = spec.ttl.map(|ttl| Lease::grant(ttl, now));
+        link.send(&ToGuard::Spawned { leader, deadline: lease.map(|lease| lease.deadline()) });
+        let relay = prepared
+            .map(relay::Prepared::start)
+            .transpose()
+            .map_err(LaunchFailure::own("cannot start a thread"))?;
+        // Only /dev/null is opened for it; without, we hold on to what the caller gave.
+        let _ = spawn::let_go_of(&[0, 1, 2]);
+        run.record.leader = ProcessRef::of(leader);
+        run.record.state = State::Running;
+        run.record.set_deadline(lease.map(|lease| lease.deadline()), spec.ttl);
+        events.write(
+            "started",
+            &run.record,
+            json!({ "leader": run.record.leader, "command": run.record.command }),
+        );
+        // The entry says "starting" if this fails (a full disk); the run goes on and is found by its lock.
+        let _ = run.save();
+        if let Some(mut started) = started.take() {
+            // Whoever wanted to know may have gone.
+            let _ = writeln!(started, "{}", run.id());
+        }
+        Ok(Supervised { leader, control, relay, lease })
+    }
+}
+
+fn command(spec: &RunSpec, run: &LiveRun, ends: Option<relay::CommandEnds>) -> Command {
+    let managed = run.managed_path();
+    let mut command = Command::new(&spec.command[0]);
+    command.args(&spec.command[1..]);
+    command.envs(rundir::environment(&run.record, &managed));
+    let given: Vec<(OsString, OsString)> = spec.env.clone();
+    command.envs(given);
+    if spec.scratch {
+        command.current_dir(&managed);
+    } else if let Some(directory) = &spec.chdir {
+        command.current_dir(directory);
+    }
+    if let Some(relay::CommandEnds { stdout, stderr }) = ends {
+        command.stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
+    }
+    command
+}
+
+fn leader_setup(
+    spec: &RunSpec,
+    run: &mut LiveRun,
+    terminal: Option<(Terminal, Pid)>,
+) -> io::Result<LeaderSetup> {
+    let tree_lock = files::create_file_in(run.directory(), TREE_LOCK)?;
+    tree_lock.try_lock_shared().map_err(|error| io::Error::other(error.to_string()))?;
+    let mut rlimits = spec.limits.rlimits();
+    if let Some(mark) = mark()? {
+        run.record.mark = mark.soft;
+        rlimits.insert(0, mark);
+    }
+    Ok(LeaderSetup { on_supervisor_death: spec.signal, rlimits, terminal, tree_lock: Some(tree_lock) })
+}
+
+/// Draws the mark: a soft RLIMIT_LOCKS, which the kernel ignores since 2.4.25 (`getrlimit(2)`) and every
+/// descendant inherits, whatever it does to its environment and descriptors.
+fn mark() -> io::Result<Option<Rlimit>> {
+    const RLIMIT_LOCKS: u32 = 10;
+    let (_, hard) = spawn::current_rlimit(RLIMIT_LOCKS)?;
+    let mut bytes = [0; 8];
+    files::fill_random(&mut bytes);
+    // Large, so that no human chose it; within the hard limit, which stays.
+    let mark = u64::from_le_bytes(bytes) >> 2 | 1 << 61;
+    Ok((mark < hard).then_some(Rlimit { resource: RLIMIT_LOCKS, soft: Some(mark), hard: None }))
+}
+
+/// Says why the command did not start, with the code that `env(1)` and `timeout(1)` would return.
+fn not_started(spec: &RunSpec, error: &io::Error) -> LaunchFailure {
+    let program = Path::new(&spec.command[0]);
+    let named = spec.command[0].as_bytes().contains(&b'/');
+    let (code, why) = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) if named => {
+            (exit::NOT_FOUND, "no such file (or its interpreter is missing); check the path".to_owned())
+        }
+        // execvp(3) says EACCES too if only a directory of PATH cannot be searched.
+        Some(libc::EACCES) if !named && !is_on_path(program, spec) => not_found(),
+        Some(libc::ENOENT | libc::ENOTDIR) => not_found(),
+        Some(libc::EACCES) if program.is_dir() => {
+            (exit::NOT_EXECUTABLE, "it is a directory; name a program".to_owned())
+        }
+        Some(libc::EACCES) => {
+            (exit::NOT_EXECUTABLE, "permission denied; is it executable (chmod +x)?".to_owned())
+        }
+        Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
+            (exit::OWN_FAILURE, format!("the system is out of resources: {error}"))
+        }
+        _ => (exit::NOT_EXECUTABLE, error.to_string()),
+    };
+    let shown = spec.command[0].to_string_lossy();
+    LaunchFailure { code, message: format!("cannot run '{}': {why}", shown.escape_debug()) }
+}
+
+fn not_found() -> (u8, String) {
+    (exit::NOT_FOUND, "command not found; check the spelling and PATH".to_owned())
+}
+
+fn is_on_path(program: &Path, spec: &RunSpec) -> bool {
+    let given = spec.env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    let path = given.or_else(|| std::env::var_os("PATH")).unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).exists())
+}
+
+fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) {
+    let Handover { spec, mut run, link, mut events, .. } = handover;
+    let ending = Ending::Code(failure.code);
+    // Nothing ran, so nothing is worth keeping.
+    run.record.keep = crate::run::Keep::Never;
+    let outcome = Outcome {
+        reason: Reason::LaunchFailed,
+        leader: None,
+        ending,
+        verified: !process::any_child_lives(),
+        killed: 0,
+        survivors: Vec::new(),
+    };
+    let more = conclude(&mut run, &spec, &outcome, &mut events);
+    let message = more.map_or(failure.message.clone(), |more| format!("{}; {more}", failure.message));
+    (link, ToGuard::Over { ending, message: Some(message), restore_modes: false })
+}

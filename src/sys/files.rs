@@ -1,0 +1,272 @@
+//! Directories held by descriptor: nothing here follows a symbolic link out of where it was
+//! told to work (`openat(2)`, `O_NOFOLLOW`).
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Opens the directory `path`, which must not be a symbolic link.
+pub fn open_directory(path: &Path) -> io::Result<File> {
+    Ok(File::from(nix::fcntl::open(path, DIRECTORY, Mode::empty())?))
+}
+
+/// Opens the directory `name` in `parent`, which must not be a symbolic link.
+pub fn open_directory_in(parent: &File, name: &OsStr) -> io::Result<File> {
+    Ok(File::from(openat(parent, name, DIRECTORY, Mode::empty())?))
+}
+
+/// Makes the directory `name` in `parent`, mode 0700 whatever the umask.
+pub fn make_directory_in(parent: &File, name: &OsStr) -> io::Result<()> {
+    Ok(mkdirat(parent, name, Mode::S_IRWXU)?)
+}
+
+/// Renames within one directory tree.
+pub fn rename_between(from: &File, old: &OsStr, to: &File, new: &OsStr) -> io::Result<()> {
+    Ok(renameat(from, old, to, new)?)
+}
+
+/// Opens or creates the file `name` in `parent`, mode 0600, never through a link.
+pub fn create_file_in(parent: &File, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?))
+}
+
+/// Opens the file `name` in `parent` for reading, never through a link.
+pub fn open_file_in(parent: &File, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(parent, name, flags, Mode::empty())?))
+}
+
+/// Takes over a descriptor that the caller left open for us; from here on nobody inherits it. `None` if
+/// there is none, or if it is a standard one.
+pub fn take_descriptor(number: i32) -> Option<File> {
+    // SAFETY: F_SETFD changes a flag; EBADF says that there is no such descriptor.
+    if number < 3 || unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return None;
+    }
+    // SAFETY: open, and named to us by the caller for our use alone.
+    Some(unsafe { File::from_raw_fd(number) })
+}
+
+/// Tells when a file was written to (`inotify(7)`).
+#[derive(Debug)]
+pub struct Changes(Inotify);
+
+impl Changes {
+    /// Watches the file `path`.
+    pub fn of(path: &Path) -> io::Result<Changes> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
+        Ok(Changes(inotify))
+    }
+
+    /// Forgets what has changed until now.
+    pub fn clear(&self) {
+        while self.0.read_events().is_ok_and(|events| !events.is_empty()) {}
+    }
+}
+
+impl AsFd for Changes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Removes the file `name` from `parent`; one that is not there is no error.
+pub fn remove_file_in(parent: &File, name: &str) -> io::Result<()> {
+    match unlinkat(parent, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Fills `bytes` with random ones (`getrandom(2)`, Linux 3.17).
+pub fn fill_random(bytes: &mut [u8]) {
+    // SAFETY: the buffer is as long as said. Up to 256 bytes come whole and uninterrupted.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    assert_eq!(got, bytes.len() as isize, "getrandom(2) failed: {}", io::Error::last_os_error());
+}
+
+/// Removes the directory `name` in `parent` with all that is in it, whatever modes it was given,
+/// however deep it is, following no link and leaving other file systems alone.
+///
+/// Depth costs nothing: a subdirectory that is not empty is moved up beside its top before it is
+/// opened, so two descriptors and no recursion suffice.
+pub fn remove_tree_in(parent: &File, name: &OsStr) -> io::Result<()> {
+    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+        Err(Errno::ENOTDIR) => return Ok(unlinkat(parent, name, UnlinkatFlags::NoRemoveDir)?),
+        Err(_) => {}
+    }
+    let name = c_string(name)?;
+    let _ = fchmodat(parent, name.as_c_str(), Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink);
+    let top = File::from(openat(parent, name.as_c_str(), DIRECTORY, Mode::empty())?);
+    let device = fstat(&top)?.st_dev;
+    let prefix = format!(".agent-run-removing-{}-{:x}", std::process::id(), fstat(&top)?.st_ino);
+    let mut flattener = Flattener { top: &top, device, prefix, moved: 0, first_error: None };
+    flattener.empty(&top)?;
+    while flattener.moved > 0 {
+        flattener.next_generation()?;
+    }
+    match flattener.first_error {
+        Some(error) => Err(error),
+        None => Ok(unlinkat(parent, name.as_c_str(), UnlinkatFlags::RemoveDir)?),
+    }
+}
+
+/// Empties one directory tree by moving its inner directories to the top.
+struct Flattener<'top> {
+    top: &'top File,
+    device: u64,
+    /// Begins the names that moved directories wait under.
+    prefix: String,
+    /// How many directories wait at the top under a name of ours.
+    moved: u64,
+    first_error: Option<io::Error>,
+}
+
+impl Flattener<'_> {
+    fn waiting_name(&self, index: u64) -> CString {
+        CString::new(format!("{}-{index}", self.prefix)).unwrap_or_default()
+    }
+
+    /// Empties the directory that was moved last, and removes it.
+    fn next_generation(&mut self) -> io::Result<()> {
+        self.moved -= 1;
+        let name = self.waiting_name(self.moved);
+        let directory = File::from(openat(self.top, name.as_c_str(), DIRECTORY, Mode::empty())?);
+        // Its children must not take the name that it still bears.
+        let held = CString::new(self.prefix.as_str()).unwrap_or_default();
+        renameat(self.top, name.as_c_str(), self.top, held.as_c_str())?;
+        self.empty(&directory)?;
+        if let Err(error) = unlinkat(self.top, held.as_c_str(), UnlinkatFlags::RemoveDir) {
+            self.first_error.get_or_insert(error.into());
+        }
+        Ok(())
+    }
+
+    fn empty(&mut self, directory: &File) -> io::Result<()> {
+        let mut entries = Dir::from_fd(directory.try_clone()?.into())?;
+        let names: Vec<(CString, Option<Type>)> = entries
+            .iter()
+            .flatten()
+            .map(|entry| (entry.file_name().to_owned(), entry.file_type()))
+            .filter(|(name, _)| !matches!(name.to_bytes(), b"." | b".."))
+            .collect();
+        for (name, kind) in names {
+            if let Err(error) = self.remove(directory, &name, kind) {
+                self.first_error.get_or_insert(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, directory: &File, name: &CStr, kind: Option<Type>) -> io::Result<()> {
+        if kind != Some(Type::Directory) {
+            match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+                Err(Errno::EISDIR | Errno::EPERM) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match unlinkat(directory, name, UnlinkatFlags::RemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(_) => {}
+        }
+        let seen = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if seen.st_dev != self.device {
+            return Err(io::Error::other("another file system is mounted in it; unmount that first"));
+        }
+        if SFlag::from_bits_truncate(seen.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
+            // Moving a directory changes its "..", so it must be writable; emptying it needs the rest.
+            fchmodat(directory, name, Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink)?;
+        }
+        renameat(directory, name, self.top, self.waiting_name(self.moved).as_c_str())?;
+        self.moved += 1;
+        Ok(())
+    }
+}
+
+fn c_string(name: &OsStr) -> io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn parent(of: &Path) -> File {
+        open_directory(of).unwrap()
+    }
+
+    #[test]
+    fn links_are_removed_and_not_followed() {
+        let place = tempfile::tempdir().unwrap();
+        let outside = place.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "x").unwrap();
+        let victim = place.path().join("victim");
+        fs::create_dir_all(victim.join("a/b")).unwrap();
+        symlink(&outside, victim.join("a/link")).unwrap();
+        symlink("/nonexistent", victim.join("dangling")).unwrap();
+        remove_tree_in(&parent(place.path()), OsStr::new("victim")).unwrap();
+        assert!(!victim.exists());
+        assert!(outside.join("kept").exists());
+    }
+
+    #[test]
+    fn modes_do_not_save_a_directory() {
+        let place = tempfile::tempdir().unwrap();
+        let victim = place.path().join("victim");
+        for inner in ["ro/deep/er", "none/deep", "noexec/deep"] {
+            fs::create_dir_all(victim.join(inner)).unwrap();
+            fs::write(victim.join(inner).join("file"), "x").unwrap();
+        }
+        for (inner, mode) in [("ro/deep", 0o500), ("ro", 0o500), ("none", 0), ("noexec", 0o600)] {
+            fs::set_permissions(victim.join(inner), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o000)).unwrap();
+        remove_tree_in(&parent(place.path()), OsStr::new("victim")).unwrap();
+        assert!(!victim.exists());
+    }
+
+    #[test]
+    fn depth_needs_no_descriptors() {
+        let place = tempfile::tempdir().unwrap();
+        let root = parent(place.path());
+        make_directory_in(&root, OsStr::new("victim")).unwrap();
+        let mut here = open_directory_in(&root, OsStr::new("victim")).unwrap();
+        for _ in 0..5_000 {
+            make_directory_in(&here, OsStr::new("d")).unwrap();
+            make_directory_in(&here, OsStr::new("e")).unwrap();
+            here = open_directory_in(&here, OsStr::new("d")).unwrap();
+        }
+        remove_tree_in(&root, OsStr::new("victim")).unwrap();
+        assert!(!place.path().join("victim").exists());
+    }
+
+    #[test]
+    fn names_of_our_own_kind_are_removed_too() {
+        let place = tempfile::tempdir().unwrap();
+        let victim = place.path().join("victim");
+        fs::create_dir_all(victim.join("sub/.agent-run-removing-0/x")).unwrap();
+        remove_tree_in(&parent(place.path()), OsStr::new("victim")).unwrap();
+        assert!(!victim.exists());
+    }
+}

@@ -1,0 +1,14 @@
+//! The platform: the only room with `unsafe` code. Everything above sees safe functions and
+//! plain types. Linux is built and tested; what another system needs differs only here.
+
+pub mod clock;
+pub mod files;
+pub mod inherit;
+pub mod net;
+pub mod process;
+pub mod readiness;
+pub mod signal;
+pub mod spawn;
+pub mod tree;
+pub mod tty;
+pub mod waits;

@@ -1,0 +1,403 @@
+//! Processes: what they are, what became of them, and signals that cannot hit a stranger.
+
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::signal::Signal;
+use super::waits;
+
+/// A process id as the kernel counts them.
+pub type Pid = i32;
+
+/// Returns our own pid. Not cached: it differs after a fork.
+pub fn own_pid() -> Pid {
+    std::process::id() as Pid
+}
+
+/// Returns our parent's pid.
+pub fn parent_pid() -> Pid {
+    nix::unistd::getppid().as_raw()
+}
+
+/// Returns our effective user id.
+pub fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// What `/proc/PID/stat` tells (`proc_pid_stat(5)`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The process.
+    pub pid: Pid,
+    /// The command's name, at most 15 bytes.
+    pub comm: String,
+    /// `R`, `S`, `D`, `T`, `Z`...
+    pub state: u8,
+    /// The parent.
+    pub parent: Pid,
+    /// The process group.
+    pub group: Pid,
+    /// The session.
+    pub session: Pid,
+    /// CPU time used, in clock ticks (user and system; waited-for children not counted).
+    pub cpu_ticks: u64,
+    /// Start, in clock ticks after boot.
+    pub start_time: u64,
+    /// Resident memory in pages.
+    pub resident_pages: u64,
+}
+
+impl Stat {
+    /// Reads the entry of `pid`; `None` if there is no such process or it cannot be seen.
+    pub fn read(pid: Pid) -> Option<Stat> {
+        // Read as bytes: the name may be anything.
+        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Stat::parse(&String::from_utf8_lossy(&text))
+    }
+
+    /// Parses one line. The name may hold spaces and parentheses, so the fields are counted from
+    /// the last parenthesis.
+    fn parse(text: &str) -> Option<Stat> {
+        let (head, tail) = text.rsplit_once(')')?;
+        let (pid, comm) = head.split_once(" (")?;
+        let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
+        // Field 3 of the manual page is index 0 here.
+        let number = |index: usize| fields.get(index - 3)?.parse::<u64>().ok();
+        let signed = |index: usize| fields.get(index - 3)?.parse::<Pid>().ok();
+        Some(Stat {
+            pid: pid.parse().ok()?,
+            comm: comm.to_owned(),
+            state: *fields.first()?.as_bytes().first()?,
+            parent: signed(4)?,
+            group: signed(5)?,
+            session: signed(6)?,
+            cpu_ticks: number(14)? + number(15)?,
+            start_time: number(22)?,
+            resident_pages: number(24)?,
+        })
+    }
+
+    /// True for a process that was stopped by a signal.
+    pub fn is_stopped(&self) -> bool {
+        self.state == b'T'
+    }
+
+    /// True for a process that is dead and only waits to be reaped.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+}
+
+/// Clock ticks in a second, for [`Stat::cpu_ticks`] and [`Stat::start_time`].
+pub fn ticks_per_second() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    u64::try_from(ticks).unwrap_or(100).max(1)
+}
+
+/// Bytes in a page, for [`Stat::resident_pages`].
+pub fn page_size() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(size).unwrap_or(4096)
+}
+
+/// Returns the id of this boot: a pid and start time of another boot name nobody.
+pub fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+/// Bytes that `pid` and the children that it has waited for have read and written, system
+/// calls counted, devices and terminals included (`proc_pid_io(5)`: rchar + wchar).
+pub fn bytes_moved(pid: Pid) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    Some(field("rchar:")?.wrapping_add(field("wchar:")?))
+}
+
+/// A process pinned by descriptor (`pidfd_open(2)`, Linux 5.3): while we hold it, a signal sent
+/// through it reaches that process or nobody, however often its number is used again.
+#[derive(Debug)]
+pub struct Pidfd(OwnedFd);
+
+impl Pidfd {
+    /// Pins the process that bears `pid` now. Check afterwards that it is the one meant.
+    pub fn open(pid: Pid) -> io::Result<Pidfd> {
+        // SAFETY: no memory is passed.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a fresh descriptor that nobody else owns; it is close-on-exec by definition.
+        Ok(Pidfd(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+
+    /// Returns the process's own number in pidfs, which is never used again during a boot
+    /// (Linux 6.9; `None` before, when all pidfds share one inode).
+    fn inode(&self) -> Option<u64> {
+        const PIDFS_MAGIC: i64 = 0x5049_4446;
+        let kind = nix::sys::statfs::fstatfs(&self.0).ok()?.filesystem_type();
+        let inode = nix::sys::stat::fstat(&self.0).ok()?.st_ino;
+        (kind.0 as i64 == PIDFS_MAGIC).then_some(inode)
+    }
+
+    /// Sends `signal` (`pidfd_send_signal(2)`).
+    pub fn send(&self, signal: Signal) -> io::Result<()> {
+        let info: *const libc::siginfo_t = std::ptr::null();
+        // SAFETY: a null siginfo asks for the default one.
+        let result = unsafe {
+            libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal.number(), info, 0)
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Returns whether the process still has its number: alive, or a zombie not yet reaped.
+    fn is_unreaped(&self) -> bool {
+        // Signal 0 asks for existence (kill(2)); a reaped process is ESRCH.
+        let number = self.0.as_raw_fd();
+        let info: *const libc::siginfo_t = std::ptr::null();
+        // SAFETY: as in `send`.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, number, 0, info, 0) };
+        result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    }
+
+    /// Returns whether the process has not ended yet (a zombie has).
+    pub fn is_alive(&self) -> bool {
+        !waits::readable(self.0.as_fd(), Some(Duration::ZERO)).unwrap_or(false)
+    }
+}
+
+impl AsFd for Pidfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A process that can be told from every other one of this boot: a start time alone cannot, since a
+/// tick is 10 ms and numbers are used again within it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRef {
+    /// The number, in our pid namespace.
+    pub pid: Pid,
+    /// Start, in clock ticks after boot.
+    pub start_time: u64,
+    /// The pidfd's inode where the kernel has pidfs; it decides.
+    pub inode: Option<u64>,
+}
+
+impl ProcessRef {
+    /// Returns the identity of the process that bears `pid` now.
+    pub fn of(pid: Pid) -> Option<ProcessRef> {
+        let pinned = Pidfd::open(pid).ok()?;
+        let start_time = Stat::read(pid)?.start_time;
+        // The entry is the pinned process's only if that one has not been reaped meanwhile.
+        pinned.is_unreaped().then_some(ProcessRef { pid, start_time, inode: pinned.inode() })
+    }
+
+    /// Pins the process if it still lives and is the one meant.
+    pub fn pin(&self) -> Option<Pidfd> {
+        let pinned = Pidfd::open(self.pid).ok()?;
+        let started = Stat::read(self.pid)?.start_time;
+        let same = match self.inode {
+            Some(_) => pinned.inode() == self.inode,
+            None => started == self.start_time,
+        };
+        (same && pinned.is_alive()).then_some(pinned)
+    }
+}
+
+/// Sends `signal` to a child of ours that we have not reaped: its number cannot be used again
+/// before we do, so this needs no pidfd.
+pub fn signal_own_child(child: Pid, signal: Signal) -> io::Result<()> {
+    kill(child, signal)
+}
+
+/// Sends `signal` to the process group of an unreaped child of ours that leads it: the zombie
+/// pins the group's number. Atomic against forks within the group on Linux.
+pub fn signal_group_of_own_child(leader: Pid, signal: Signal) -> io::Result<()> {
+    kill(-leader, signal)
+}
+
+fn kill(target: Pid, signal: Signal) -> io::Result<()> {
+    // SAFETY: kill(2) touches no memory of ours.
+    if unsafe { libc::kill(target, signal.number()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself, with this code.
+    Exited(i32),
+    /// Of this signal.
+    Signaled(Signal),
+}
+
+/// One change of a child, as `waitid(2)` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It ended.
+    Ended(Ended),
+    /// It was stopped by this signal.
+    Stopped(Signal),
+    /// It goes on.
+    Continued,
+}
+
+/// Which child is asked about.
+#[derive(Clone, Copy, Debug)]
+pub enum Whom {
+    /// Any child.
+    Any,
+    /// This one.
+    Child(Pid),
+}
+
+/// Returns a child that has ended, without reaping it: until [`reap`] its number stays its own.
+pub fn peek_ended(whom: Whom) -> Option<(Pid, Ended)> {
+    let (pid, change) = wait_now(whom, libc::WEXITED | libc::WNOWAIT).ok()??;
+    match change {
+        Change::Ended(ended) => Some((pid, ended)),
+        Change::Stopped(_) | Change::Continued => None,
+    }
+}
+
+/// Reaps `child` if it has ended.
+pub fn reap(child: Pid) -> Option<Ended> {
+    match wait_now(Whom::Child(child), libc::WEXITED).ok()?? {
+        (_, Change::Ended(ended)) => Some(ended),
+        _ => None,
+    }
+}
+
+/// Returns whether `child` was stopped or went on since the last question.
+pub fn job_change(child: Pid) -> Option<Change> {
+    let (_, change) = wait_now(Whom::Child(child), libc::WSTOPPED | libc::WCONTINUED).ok()??;
+    Some(change)
+}
+
+/// Returns whether a child of ours still lives, zombies not counted: the kernel's own answer,
+/// without a look at /proc. Under `PR_SET_CHILD_SUBREAPER` a false means that no descendant
+/// lives either, since whoever loses his parent becomes our child before that parent is a zombie.
+///
+/// Asked for stops alone, `waitid(2)` reports ECHILD exactly if every child is a zombie that could
+/// be reaped (`wait_consider_task` in kernel/exit.c, the same since 2.6.30); a dead leader of
+/// living threads counts as alive.
+pub fn any_child_lives() -> bool {
+    match wait_now(Whom::Any, libc::WSTOPPED | libc::WNOWAIT) {
+        Err(error) => error.raw_os_error() != Some(libc::ECHILD),
+        Ok(_) => true,
+    }
+}
+
+/// Returns whether we have any child at all, zombies included.
+pub fn any_child_exists() -> bool {
+    !wait_now(Whom::Any, libc::WEXITED | libc::WNOWAIT)
+        .is_err_and(|error| error.raw_os_error() == Some(libc::ECHILD))
+}
+
+/// Blocks until `child` changes, and returns how; its end reaps it.
+pub fn wait_for(child: Pid) -> io::Result<Change> {
+    loop {
+        let all = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;
+        match wait(Whom::Child(child), all) {
+            Ok(Some((_, change))) => return Ok(change),
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn wait_now(whom: Whom, flags: i32) -> io::Result<Option<(Pid, Change)>> {
+    wait(whom, flags | libc::WNOHANG)
+}
+
+fn wait(whom: Whom, flags: i32) -> io::Result<Option<(Pid, Change)>> {
+    let (kind, id) = match whom {
+        Whom::Any => (libc::P_ALL, 0),
+        Whom::Child(pid) => (libc::P_PID, pid as libc::id_t),
+    };
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: `info` is a valid place for the answer. nix's wrapper is not used since it fails
+    // for a child that died of a real-time signal.
+    if unsafe { libc::waitid(kind, id, info.as_mut_ptr(), flags | libc::__WALL) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed and then perhaps written; si_pid stays 0 if nothing was found (waitid(2)).
+    let (pid, code, status) = unsafe {
+        let info = info.assume_init();
+        (info.si_pid(), info.si_code, info.si_status())
+    };
+    Ok((pid != 0).then(|| (pid, change_of(code, status))))
+}
+
+fn change_of(code: i32, status: i32) -> Change {
+    // A status of 0 cannot come with these codes; KILL is the harmless reading of nonsense.
+    let signal = Signal::from_number(status).unwrap_or(Signal::KILL);
+    match code {
+        libc::CLD_EXITED => Change::Ended(Ended::Exited(status)),
+        libc::CLD_STOPPED | libc::CLD_TRAPPED => Change::Stopped(signal),
+        libc::CLD_CONTINUED => Change::Continued,
+        _ => Change::Ended(Ended::Signaled(signal)),
+    }
+}
+
+/// Makes this process the one that orphaned descendants come back to
+/// (`PR_SET_CHILD_SUBREAPER`, Linux 3.4).
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: a prctl without pointers.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_lines_with_hostile_names_are_read() {
+        let tail = "S 1 42 7 0 -1 4194560 0 0 0 0 11 22 0 0 20 0 1 0 12345 1000 99 0";
+        for name in ["sh", "a b", "x) Z 9 9 (y", "((", ")"] {
+            let stat = Stat::parse(&format!("77 ({name}) {tail}")).unwrap();
+            assert_eq!(stat.comm, name);
+            assert_eq!((stat.pid, stat.parent, stat.group, stat.session), (77, 1, 42, 7));
+            assert_eq!((stat.cpu_ticks, stat.start_time, stat.resident_pages), (33, 12345, 99));
+            assert_eq!(stat.state, b'S');
+        }
+        for broken in ["", "77", "77 (sh", "77 (sh) S 1 2", "x (sh) S"] {
+            assert_eq!(Stat::parse(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn our_own_entry_is_ours() {
+        let stat = Stat::read(own_pid()).unwrap();
+        assert_eq!(stat.parent, parent_pid());
+        assert!(!stat.is_dead());
+        let own = ProcessRef::of(own_pid()).unwrap();
+        assert_eq!(own.start_time, stat.start_time);
+        assert!(own.pin().unwrap().is_alive());
+    }
+
+    #[test]
+    fn another_identity_under_the_same_number_is_not_pinned() {
+        let own = ProcessRef::of(own_pid()).unwrap();
+        let by_time = ProcessRef { inode: None, ..own.clone() };
+        assert!(by_time.pin().is_some());
+        assert!(ProcessRef { start_time: own.start_time + 1, ..by_time }.pin().is_none());
+        let stranger = ProcessRef { inode: own.inode.map(|inode| inode + 1), ..own.clone() };
+        assert_eq!(stranger.pin().is_some(), own.inode.is_none());
+    }
+}

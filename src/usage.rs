@@ -1,0 +1,80 @@
+//! What the runs use now, from one look at /proc.
+
+use std::collections::HashMap;
+use std::fs;
+
+use serde::Serialize;
+
+use crate::registry::record::Record;
+use crate::sys::process::{self, Pid, Stat};
+use crate::sys::tree;
+
+/// What a run's processes use; guard and supervisor are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Usage {
+    /// Resident memory in bytes, shared pages counted for each.
+    pub rss_bytes: u64,
+    /// CPU time of the living processes in seconds.
+    pub cpu_s: f64,
+    /// Processes.
+    pub pids: u32,
+    /// Open descriptors; null where it was not asked for or cannot be seen.
+    pub fds: Option<u64>,
+}
+
+/// All processes by parent, at one moment.
+#[derive(Debug)]
+pub struct Census {
+    children: HashMap<Pid, Vec<Stat>>,
+}
+
+impl Census {
+    /// Looks at every process.
+    pub fn take() -> Census {
+        let mut children: HashMap<Pid, Vec<Stat>> = HashMap::new();
+        for stat in tree::all_processes().filter_map(Stat::read) {
+            children.entry(stat.parent).or_default().push(stat);
+        }
+        Census { children }
+    }
+
+    /// Returns the living processes of `record`'s run.
+    pub fn members(&self, record: &Record) -> Vec<&Stat> {
+        let keepers: Vec<Pid> =
+            [&record.guard, &record.supervisor].into_iter().flatten().map(|keeper| keeper.pid).collect();
+        let mut found = Vec::new();
+        let mut waiting = keepers.clone();
+        while let Some(parent) = waiting.pop() {
+            for stat in
+                self.children.get(&parent).into_iter().flatten().filter(|stat| !keepers.contains(&stat.pid))
+            {
+                waiting.push(stat.pid);
+                if !stat.is_dead() {
+                    found.push(stat);
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns what `record`'s run uses.
+    pub fn usage(&self, record: &Record) -> Usage {
+        let members = self.members(record);
+        Usage {
+            rss_bytes: members.iter().map(|stat| stat.resident_pages).sum::<u64>() * process::page_size(),
+            cpu_s: members.iter().map(|stat| stat.cpu_ticks).sum::<u64>() as f64
+                / process::ticks_per_second() as f64,
+            pids: members.len() as u32,
+            fds: None,
+        }
+    }
+
+    /// As [`Census::usage`], with the open descriptors counted.
+    pub fn usage_with_fds(&self, record: &Record) -> Usage {
+        let open = |stat: &&Stat| {
+            fs::read_dir(format!("/proc/{}/fd", stat.pid)).ok().map(|entries| entries.count() as u64)
+        };
+        let fds = self.members(record).iter().map(open).sum();
+        Usage { fds, ..self.usage(record) }
+    }
+}

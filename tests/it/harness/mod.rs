@@ -1,0 +1,290 @@
+//! What every test stands on.
+
+pub(crate) mod pty;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longer than anything takes on a loaded machine.
+pub(crate) const CEILING: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds. The only place that sleeps.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < CEILING, "waited {CEILING:?} in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Returns a binary that cargo built, or its copy where another user can run it.
+fn binary(built: &'static str) -> &'static str {
+    static COPIES: OnceLock<Option<String>> = OnceLock::new();
+    match COPIES.get_or_init(|| std::env::var("AGENT_RUN_TEST_BINARIES").ok()) {
+        Some(copies) => String::leak(format!("{copies}/{}", built.rsplit('/').next().unwrap())),
+        None => built,
+    }
+}
+
+/// Returns the helper with the bad habits.
+pub(crate) fn misbehave() -> &'static str {
+    binary(env!("CARGO_BIN_EXE_misbehave"))
+}
+
+/// Returns the binary under test.
+pub(crate) fn agent_run() -> &'static str {
+    binary(env!("CARGO_BIN_EXE_agent-run"))
+}
+
+/// One test's own world.
+pub(crate) struct Place {
+    directory: tempfile::TempDir,
+    marker: String,
+}
+
+const MARKER: &str = "AGENT_RUN_TEST_PLACE";
+
+/// What a finished program left.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Done {
+    /// The code as a shell shows it.
+    pub(crate) fn shell_code(&self) -> i32 {
+        self.code.unwrap_or_else(|| 128 + self.signal.unwrap())
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_code(self, code: i32) -> Done {
+        assert_eq!(self.shell_code(), code, "{self:#?}");
+        self
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self:#?}"))
+    }
+}
+
+impl Place {
+    pub(crate) fn new() -> Place {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let directory = tempfile::Builder::new().prefix("agent-run-test-").tempdir().unwrap();
+        let marker = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        fs::create_dir(directory.path().join("home")).unwrap();
+        fs::create_dir(directory.path().join("work")).unwrap();
+        Place { directory, marker }
+    }
+
+    /// A path within the place.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The same as text.
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// Gives `command` this place's environment and nothing of ours.
+    pub(crate) fn furnish(&self, command: &mut Command) {
+        command.env_clear().envs(self.environment()).current_dir(self.path("work"));
+    }
+
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("PATH", std::env::var("PATH").unwrap()),
+            ("HOME", self.text("home")),
+            ("LANG", "C.UTF-8".to_owned()),
+            ("TERM", "xterm".to_owned()),
+            ("AGENT_RUN_STATE_DIR", self.text("state")),
+            ("PS1", "$ ".to_owned()),
+            (MARKER, self.marker.clone()),
+        ]
+    }
+
+    /// The binary with these arguments.
+    pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(&self, arguments: &[S]) -> Command {
+        let mut command = Command::new(agent_run());
+        command.args(arguments);
+        self.furnish(&mut command);
+        command
+    }
+
+    /// Runs the binary to its end.
+    #[track_caller]
+    pub(crate) fn run(&self, arguments: &[&str]) -> Done {
+        finish(self.command(arguments))
+    }
+
+    /// Starts the binary with the helper, and returns when the helper has touched `ready`.
+    #[track_caller]
+    pub(crate) fn start(&self, options: &[&str], helper: &[&str], ready: &str) -> Running {
+        let mut words = options.to_vec();
+        words.extend(["--", misbehave()]);
+        words.extend(helper);
+        let running = Running::spawn(self.command(&words));
+        self.wait_for_file(ready);
+        running
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_file(&self, name: &str) {
+        let path = self.path(name);
+        wait_until(&format!("{name} is there"), || fs::metadata(&path).is_ok_and(|seen| seen.len() > 0));
+    }
+
+    /// The pid that the helper wrote to `name`.
+    pub(crate) fn pid_in(&self, name: &str) -> i32 {
+        fs::read_to_string(self.path(name)).unwrap().trim().parse().unwrap()
+    }
+
+    /// The records of the finished runs.
+    pub(crate) fn ended(&self) -> Vec<Value> {
+        let entries = fs::read_dir(self.state().join("ended")).into_iter().flatten().flatten();
+        let texts = entries.filter_map(|entry| fs::read(entry.path().join("record.json")).ok());
+        texts.map(|text| serde_json::from_slice(&text).unwrap()).collect()
+    }
+
+    /// The one finished run.
+    #[track_caller]
+    pub(crate) fn the_ended(&self) -> Value {
+        wait_until("a run has ended", || !self.ended().is_empty());
+        let ended = self.ended();
+        assert_eq!(ended.len(), 1, "{ended:#?}");
+        ended.into_iter().next().unwrap()
+    }
+
+    /// The unfinished runs' directories.
+    pub(crate) fn unfinished(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.state().join("runs")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    /// The record of the one unfinished run.
+    #[track_caller]
+    pub(crate) fn the_record(&self) -> Value {
+        let unfinished = self.unfinished();
+        assert_eq!(unfinished.len(), 1, "{unfinished:?}");
+        serde_json::from_slice(&fs::read(unfinished[0].join("record.json")).unwrap()).unwrap()
+    }
+
+    /// Waits until the record satisfies `condition`.
+    #[track_caller]
+    pub(crate) fn wait_for_record(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        wait_until(what, || self.unfinished().len() == 1 && condition(&self.the_record()));
+        self.the_record()
+    }
+
+    /// The processes that bear this place's marker.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let wanted = format!("{MARKER}={}", self.marker);
+        let bears = |pid: &i32| {
+            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes())
+        };
+        agent_run::sys::tree::all_processes().filter(bears).collect()
+    }
+
+    /// Fails if anything is left.
+    #[track_caller]
+    pub(crate) fn expect_nothing_left(&self) {
+        let left: Vec<String> = self.processes().iter().map(|pid| describe(*pid)).collect();
+        assert!(left.is_empty(), "processes are left: {left:#?}");
+        let unfinished = self.unfinished();
+        assert!(unfinished.is_empty(), "entries are left: {unfinished:?}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.expect_nothing_left();
+        }
+        // Only what this test started bears its marker.
+        for pid in self.processes() {
+            let _ =
+                agent_run::sys::process::Pidfd::open(pid).map(|pidfd| pidfd.send(agent_run::Signal::KILL));
+        }
+    }
+}
+
+fn describe(pid: i32) -> String {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    format!("{pid} {}", String::from_utf8_lossy(&arguments).replace('\0', " "))
+}
+
+/// Runs `command` to its end, which must come.
+#[track_caller]
+pub(crate) fn finish(mut command: Command) -> Done {
+    command.stdin(Stdio::null());
+    Running::spawn(command).wait()
+}
+
+/// A program that runs.
+pub(crate) struct Running {
+    child: Child,
+    shown: String,
+}
+
+impl Running {
+    #[track_caller]
+    pub(crate) fn spawn(mut command: Command) -> Running {
+        let shown = format!("{command:?}");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Running { child: child.unwrap_or_else(|error| panic!("{shown}: {error}")), shown }
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub(crate) fn signal(&self, signal: agent_run::Signal) {
+        // Our own child, not yet waited for.
+        agent_run::sys::process::signal_own_child(self.pid(), signal).unwrap();
+    }
+
+    /// Collects the outputs and the status.
+    #[track_caller]
+    pub(crate) fn wait(mut self) -> Done {
+        let read = |stream: Option<Box<dyn Read + Send>>| {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                stream.into_iter().for_each(|mut stream| drop(stream.read_to_end(&mut bytes)));
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let stdout = read(self.child.stdout.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>));
+        let stderr = read(self.child.stderr.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>));
+        let mut status = None;
+        wait_until(&format!("{} has ended", self.shown), || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        let status = status.unwrap();
+        let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+        Done { code: status.code(), signal: status.signal(), stdout, stderr }
+    }
+}
+
+/// True if `pid` is gone or a zombie.
+pub(crate) fn is_dead(pid: i32) -> bool {
+    agent_run::sys::process::Stat::read(pid).is_none_or(|stat| stat.is_dead())
+}

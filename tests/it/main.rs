@@ -1,0 +1,18 @@
+//! The binary against real processes. One integration binary, so that it is linked once.
+//!
+//! Each test has a place of its own: state directory, home and a marker in the environment of all that it
+//! starts. When the place goes, the test fails if anything that bears the marker, or any entry of an
+//! unfinished run, is left.
+
+mod harness;
+
+mod architecture;
+mod bad_input;
+mod directory;
+mod handed_on;
+mod library;
+mod outcomes;
+mod readme;
+mod settings;
+mod terminal;
+mod verbs;

@@ -1,0 +1,63 @@
+//! The README says what is true, and all of it.
+
+use std::fs;
+use std::path::Path;
+
+use crate::harness::Place;
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+/// The long flags in a help text.
+fn flags(help: &str) -> Vec<String> {
+    let words = help.split(|c: char| c.is_whitespace() || ",[]()".contains(c));
+    let words =
+        words.map(|word| word.trim_end_matches('.')).filter(|word| word.starts_with("--") && word.len() > 2);
+    let mut found: Vec<String> = words.map(str::to_owned).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[test]
+fn every_option_of_a_run_is_in_the_readme() {
+    let place = Place::new();
+    let readme = readme();
+    for flag in flags(&place.run(&["--help"]).stdout) {
+        assert!(
+            ["--help", "--version"].contains(&flag.as_str()) || readme.contains(&flag),
+            "{flag} is not in the README"
+        );
+    }
+}
+
+#[test]
+fn every_option_in_the_readme_exists() {
+    let place = Place::new();
+    let mut known = String::new();
+    for verb in ["", "ps", "status", "stop", "renew", "logs", "wait"] {
+        let words: Vec<&str> = [verb, "--help"].into_iter().filter(|word| !word.is_empty()).collect();
+        known.push_str(&place.run(&words).stdout);
+    }
+    let table = readme();
+    let table = table.split("## Options of a run").nth(1).unwrap().split("## ").next().unwrap();
+    for flag in flags(&table.replace('`', " ")) {
+        assert!(flags(&known).contains(&flag), "{flag} of the README does not exist");
+    }
+}
+
+#[test]
+fn the_example_script_leaves_no_server() {
+    let place = Place::new();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/dev-server.sh");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = std::process::Command::new("bash");
+    command.arg(script).arg(format!("python3 -m http.server {port} --bind 127.0.0.1"));
+    command.arg(format!("http://127.0.0.1:{port}/"));
+    place.furnish(&mut command);
+    let bin = Path::new(crate::harness::agent_run()).parent().unwrap().to_str().unwrap();
+    command.env("PATH", format!("{bin}:{}", std::env::var("PATH").unwrap()));
+    let done = crate::harness::finish(command).expect_code(0);
+    assert!(done.stdout.contains("ok:"), "{done:?}");
+}

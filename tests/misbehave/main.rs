@@ -1,0 +1,209 @@
+//! A program with a verb for each bad habit. Verbs are carried out one after the other; a block begins
+//! with `child`, `session`, `daemon`, `wide N` or `on SIG` and goes to its `end`.
+//!
+//! ```text
+//! misbehave ignore TERM,INT touch /x/ready pause
+//! misbehave daemon on TERM touch /x/told exit 0 end touch /x/up pause end exit 3
+//! ```
+
+#![allow(clippy::undocumented_unsafe_blocks, reason = "a test helper of bad habits")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+static LAST: AtomicI32 = AtomicI32::new(0);
+static HANDLERS: Mutex<Vec<(i32, Vec<String>)>> = Mutex::new(Vec::new());
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    carry_out(&words);
+}
+
+/// Carries out one verb after the other; returns when there is none left.
+fn carry_out(words: &[String]) {
+    let mut rest = words;
+    while let Some((verb, after)) = rest.split_first() {
+        let taken = one(verb, after);
+        rest = &after[taken..];
+    }
+}
+
+/// Carries out one verb and returns how many words it took.
+fn one(verb: &str, after: &[String]) -> usize {
+    match verb {
+        "ignore" => after[0].split(',').for_each(|name| set(signal(name), libc::SIG_IGN)),
+        "touch" => fs::write(&after[0], std::process::id().to_string()).expect("touch"),
+        "append" => {
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(&after[0]).expect("append");
+            writeln!(file, "{}", std::process::id()).expect("append");
+        }
+        "print" => print(&format!("{}\n", after[0])),
+        "exit" => leave(after[0].parse().expect("a code")),
+        "die" => die(signal(&after[0])),
+        "name" => fs::write("/proc/self/comm", &after[0]).expect("comm"),
+        "lines" => {
+            (0..after[0].parse::<u64>().expect("a number")).for_each(|n| print(&format!("line {n}\n")))
+        }
+        "env" => print(&format!("{}\n", std::env::var(&after[0]).unwrap_or_else(|_| "unset".into()))),
+        "child" | "session" | "daemon" => return block(verb, 1, after),
+        "wide" => return 1 + block("child", after[0].parse().expect("a number"), &after[1..]),
+        "on" => {
+            let length = block_length(&after[1..]);
+            HANDLERS.lock().unwrap().push((signal(&after[0]), after[1..length].to_vec()));
+            set(signal(&after[0]), note as *const () as libc::sighandler_t);
+            return 1 + length;
+        }
+        "pause" => {
+            pause();
+            return 0;
+        }
+        _ => {
+            without_argument(verb, after);
+            return 0;
+        }
+    }
+    1
+}
+
+fn without_argument(verb: &str, after: &[String]) {
+    match verb {
+        "status" => print(&fs::read_to_string("/proc/self/status").expect("status")),
+        "limits" => print(&fs::read_to_string("/proc/self/limits").expect("limits")),
+        "fds" => {
+            for fd in fs::read_dir("/proc/self/fd").expect("fd").flatten() {
+                let target =
+                    fs::read_link(fd.path()).map(|path| path.display().to_string()).unwrap_or_default();
+                print(&format!("{} {target}\n", fd.file_name().to_string_lossy()));
+            }
+        }
+        // Goes on as a fresh program without environment and descriptors.
+        "bare" => {
+            for fd in 0..1024 {
+                unsafe { libc::close(fd) };
+            }
+            let error = Command::new("/proc/self/exe").args(after).env_clear().exec();
+            panic!("{error}");
+        }
+        "raw" => {
+            let mut modes = unsafe { std::mem::zeroed::<libc::termios>() };
+            unsafe {
+                libc::tcgetattr(0, &mut modes);
+                libc::cfmakeraw(&mut modes);
+                libc::tcsetattr(0, libc::TCSANOW, &modes);
+            }
+        }
+        "subreaper" => unsafe {
+            libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+        },
+        "stop" => unsafe {
+            libc::raise(libc::SIGSTOP);
+        },
+        "hop" => hop(),
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
+        "end" => {}
+        _ => panic!("unknown verb {verb}"),
+    }
+}
+
+/// Forks a successor and dies, for ever: whoever wants to kill it must be faster than one fork.
+fn hop() {
+    loop {
+        match unsafe { libc::fork() } {
+            0 => unsafe {
+                libc::setsid();
+            },
+            _ => leave(0),
+        }
+    }
+}
+
+/// Waits for signals and carries out what `on` said about them.
+fn pause() {
+    loop {
+        unsafe { libc::usleep(2_000_000) };
+        let seen = LAST.swap(0, Ordering::SeqCst);
+        let handler = HANDLERS
+            .lock()
+            .unwrap()
+            .iter()
+            .find(|(number, _)| *number == seen)
+            .map(|(_, words)| words.clone());
+        if let Some(words) = handler {
+            carry_out(&words);
+        }
+    }
+}
+
+extern "C" fn note(number: i32) {
+    LAST.store(number, Ordering::SeqCst);
+}
+
+/// Returns how many words the block has, its `end` included.
+fn block_length(words: &[String]) -> usize {
+    let mut depth = 1;
+    for (index, word) in words.iter().enumerate() {
+        match word.as_str() {
+            "child" | "session" | "daemon" | "wide" | "on" => depth += 1,
+            "end" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return index + 1;
+        }
+    }
+    panic!("a block without end");
+}
+
+/// Runs the block in `count` new processes.
+fn block(kind: &str, count: usize, after: &[String]) -> usize {
+    let length = block_length(after);
+    for _ in 0..count {
+        match unsafe { libc::fork() } {
+            0 => {
+                if kind != "child" {
+                    unsafe { libc::setsid() };
+                }
+                if kind == "daemon" && unsafe { libc::fork() } != 0 {
+                    leave(0);
+                }
+                carry_out(&after[..length - 1]);
+                leave(0);
+            }
+            -1 => panic!("fork: {}", std::io::Error::last_os_error()),
+            _ => {}
+        }
+    }
+    if kind == "daemon" {
+        // Its first half is dead at once, as with real daemons.
+        unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) };
+    }
+    length
+}
+
+fn signal(name: &str) -> i32 {
+    agent_run::Signal::parse(name).expect("a signal").number()
+}
+
+fn set(number: i32, action: libc::sighandler_t) {
+    unsafe { libc::signal(number, action) };
+}
+
+fn die(number: i32) {
+    set(number, libc::SIG_DFL);
+    unsafe { libc::raise(number) };
+}
+
+fn print(text: &str) {
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+fn leave(code: i32) -> ! {
+    unsafe { libc::_exit(code) }
+}

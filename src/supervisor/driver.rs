@@ -198,6 +198,7 @@ impl Driver {
                 Heard::Message(ToSupervisor::Continue) => self.tree.signal_group(Signal::CONT),
                 Heard::Closed => {
                     self.guard_lost = true;
+                    self.restore_terminal();
                     return self.take_in(Event::GuardLost);
                 }
             }
@@ -294,16 +295,21 @@ impl Driver {
         }
     }
 
-    /// The guard moves the terminal; if it is dead, what the leader held goes back to the group that the
-    /// guard was in, so that a script that goes on can use it.
+    /// The guard moves the terminal; if it is dead, what the leader holds goes back to the group that the
+    /// guard was in, so that a script that goes on can use it. Once a shell has taken it, it is the shell's;
+    /// but one that does not put the modes right (dash) gets them from us. That it has not is told by ISIG:
+    /// full-screen programs switch it off, line editors need it.
     fn restore_terminal(&self) {
         let Some(terminal) = Terminal::open() else { return };
-        if terminal.foreground() == Some(self.leader) {
+        let Some(modes) = &self.callers.modes else { return };
+        let leader_has_it = terminal.foreground() == Some(self.leader);
+        if leader_has_it {
             // Refused if that group is gone too: then a shell takes the terminal itself.
             let _ = terminal.give_to(self.callers.group);
-            if let Some(modes) = &self.callers.modes {
-                terminal.set_modes(modes);
-            }
+        }
+        let deaf = terminal.modes().is_some_and(|now| !now.make_signals()) && modes.make_signals();
+        if leader_has_it || deaf {
+            terminal.set_modes(modes);
         }
     }
 }

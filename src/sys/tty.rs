@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use nix::unistd::{self, Pid as NixPid};
 
 use super::process::Pid;
@@ -20,6 +20,13 @@ pub struct Terminal(File);
 /// A terminal's modes, as they were at one moment.
 #[derive(Clone, Debug)]
 pub struct Modes(Termios);
+
+impl Modes {
+    /// Returns whether Ctrl-C and Ctrl-Z make signals (ISIG).
+    pub fn make_signals(&self) -> bool {
+        self.0.local_flags.contains(LocalFlags::ISIG)
+    }
+}
 
 impl Terminal {
     /// Opens the controlling terminal; `None` if the session has none.
@@ -43,10 +50,10 @@ impl Terminal {
         tcgetattr(&self.0).ok().map(Modes)
     }
 
-    /// Puts `modes` back, after what was written has been drawn.
+    /// Puts `modes` back, at once: to wait until what was written has been drawn could be for ever (Ctrl-S).
     pub fn set_modes(&self, modes: &Modes) {
         // Fails only for a terminal that has hung up, and then there is nothing to restore.
-        let _ = tcsetattr(&self.0, SetArg::TCSADRAIN, &modes.0);
+        let _ = tcsetattr(&self.0, SetArg::TCSANOW, &modes.0);
     }
 }
 

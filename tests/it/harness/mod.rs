@@ -86,6 +86,7 @@ impl Place {
         let marker = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         fs::create_dir(directory.path().join("home")).unwrap();
         fs::create_dir(directory.path().join("work")).unwrap();
+        fs::write(directory.path().join("home/.inputrc"), "set enable-bracketed-paste off\n").unwrap();
         Place { directory, marker }
     }
 
@@ -114,6 +115,7 @@ impl Place {
             ("HOME", self.text("home")),
             ("LANG", "C.UTF-8".to_owned()),
             ("TERM", "xterm".to_owned()),
+            ("INPUTRC", self.text("home/.inputrc")),
             ("AGENT_RUN_STATE_DIR", self.text("state")),
             ("PS1", "$ ".to_owned()),
             (MARKER, self.marker.clone()),

@@ -37,6 +37,12 @@ impl RunId {
         fits.then(|| RunId(text.to_owned()))
     }
 
+    /// Returns the 40 bits that the id stands for.
+    pub fn number(&self) -> u64 {
+        let digit = |byte| ALPHABET.iter().position(|known| *known == byte).unwrap_or_default() as u64;
+        self.0.bytes().fold(0, |number, byte| number << 5 | digit(byte))
+    }
+
     /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -190,6 +196,8 @@ mod tests {
     fn ids_differ_and_are_read_back() {
         let (one, other) = (RunId::random(), RunId::random());
         assert_ne!(one, other);
+        assert_ne!(one.number(), other.number());
+        assert_eq!(RunId::parse("0000000z").unwrap().number(), 31);
         assert_eq!(RunId::parse(one.as_str()), Some(one));
         for text in ["", "abc", "ABCDEFGH", "abcdefgh9", "../../..", "iloulilo"] {
             assert_eq!(RunId::parse(text), None, "{text}");

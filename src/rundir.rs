@@ -35,6 +35,9 @@ pub fn copy_into(
     sources: &[PathBuf],
     interrupted: &dyn Fn() -> bool,
 ) -> Result<(), CopyError> {
+    if sources.is_empty() {
+        return Ok(());
+    }
     let managed =
         fs::canonicalize(directory).map_err(|source| CopyError::Io { path: directory.to_owned(), source })?;
     for source in sources {

@@ -64,7 +64,7 @@ fn row(run: &SeenRun, usage: Option<&Usage>) -> Vec<String> {
         ];
     };
     vec![
-        record.id.to_string(),
+        run.id.to_string(),
         record.name.clone().unwrap_or_else(none),
         record
             .end

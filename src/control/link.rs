@@ -30,7 +30,7 @@ pub enum ToGuard {
         /// Grace and the time for SIGKILL.
         within: Duration,
     },
-    /// The leader has ended; the terminal is the guard's again.
+    /// The leader has ended, others live; the terminal is the guard's again.
     LeaderEnded {
         /// The signal that it died of.
         signal: Option<Signal>,
@@ -43,6 +43,8 @@ pub enum ToGuard {
         ending: Ending,
         /// What the person is told.
         message: Option<String>,
+        /// The signal that the leader died of.
+        leader_signal: Option<Signal>,
         /// Whether the terminal's modes are put back: the leader could not do it itself.
         restore_modes: bool,
     },

@@ -149,18 +149,22 @@ impl Guard {
                 self.arm(timer, Some(BootTime::now()), within);
             }
             ToGuard::LeaderStopped(signal) => self.leader_stopped(signal),
-            ToGuard::LeaderEnded { signal } => {
-                let had_terminal = self.keeper.as_ref().is_some_and(Keeper::leader_had_terminal);
-                seen.from_terminal = signal
-                    .filter(|_| had_terminal)
-                    .filter(|signal| [Signal::INT, Signal::QUIT].contains(signal));
-                self.keeper.iter_mut().for_each(Keeper::take_back);
-            }
+            ToGuard::LeaderEnded { signal } => self.leader_ended(signal, seen),
             ToGuard::Finishing => self.arm(timer, None, Duration::ZERO),
-            ToGuard::Over { ending, message, restore_modes } => {
-                seen.over = Some(Over { ending, message, restore_modes })
+            ToGuard::Over { ending, message, leader_signal, restore_modes } => {
+                self.leader_ended(leader_signal, seen);
+                seen.over = Some(Over { ending, message, restore_modes });
             }
         }
+    }
+
+    /// Takes the terminal back. If the leader died of a key while it had it, that is noted: the caller's group
+    /// would have got the signal too.
+    fn leader_ended(&mut self, signal: Option<Signal>, seen: &mut Seen) {
+        let had_terminal = self.keeper.as_ref().is_some_and(Keeper::leader_had_terminal);
+        let from_key = signal.filter(|signal| had_terminal && [Signal::INT, Signal::QUIT].contains(signal));
+        seen.from_terminal = seen.from_terminal.or(from_key);
+        self.keeper.iter_mut().for_each(Keeper::take_back);
     }
 
     /// Makes the timer end a supervisor that does not end the run by itself. A timer that cannot be

@@ -5,8 +5,11 @@
 //!   sees a locked directory with a record.
 //! - The lock is an exclusive flock on the directory's own descriptor, held by guard and supervisor.
 //!   Held means supervised. A pid never proves life.
-//! - A record says `starting` before anything is started, and goes last. It is replaced by rename, so
-//!   a reader sees a whole one. A record of a newer version is never rewritten.
+//! - A record says `starting` before anything is started, and goes last. Each change adds a line to its
+//!   file, and the last whole line counts, so nobody sees half of one. A record of a newer version is never
+//!   written to.
+//! - The tree lock is a byte of `tree.locks` that the command inherits locked: held, something of the run
+//!   still lives.
 
 pub mod record;
 pub mod root;

@@ -194,7 +194,7 @@ impl Record {
             labels: spec.labels.iter().cloned().collect(),
             parents,
             leader: None,
-            guard: ProcessRef::of(process::own_pid()),
+            guard: ProcessRef::of_own(process::own_pid()),
             supervisor: None,
             boot_id: process::boot_id(),
             started_at: Timestamp::now(),

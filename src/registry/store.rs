@@ -14,18 +14,22 @@ use crate::run::{RunId, RunSpec};
 use crate::sys::files;
 use crate::sys::process::Pid;
 
-const RECORD: &str = "record.json";
+const RECORD: &str = "record.jsonl";
+/// A record file is written anew when it is longer, in bytes: a run may be renewed for weeks.
+const LONG_RECORD: u64 = 64 * 1024;
 /// The control socket's name in a run's directory.
 pub const SOCKET: &str = "control.sock";
 /// The managed directory's name in a run's directory.
 pub const MANAGED: &str = "tmp";
-/// The file that the command inherits open and locked.
-pub const TREE_LOCK: &str = "tree.lock";
+/// The file that every command inherits open, one byte of it locked: that of its run's number. One file for
+/// all runs, since a file of its own would be a large part of what a short run costs.
+const TREE_LOCKS: &str = "tree.locks";
 
 /// How long the entries of finished runs are kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// How many entries of finished runs are kept.
+/// How many entries of finished runs are kept, and how many of them stay when there are more.
 const KEPT_AT_MOST: usize = 1_000;
+const KEPT_WHEN_PRUNED: usize = 900;
 /// How many ids are drawn before we say that something is wrong.
 const ID_TRIES: usize = 16;
 
@@ -94,6 +98,13 @@ impl LiveRun {
         write_record(&self.directory, &self.record)
     }
 
+    /// Opens the tree lock: whoever inherits the descriptor keeps it held.
+    pub fn tree_lock(&self) -> io::Result<File> {
+        let file = files::open_shared_in(&self.root.directory, TREE_LOCKS)?;
+        files::lock_byte(&file, self.id().number())?;
+        Ok(file)
+    }
+
     /// Reads the entry again, as the other of guard and supervisor may have written it.
     pub fn reload(&mut self) {
         if let Ok(record) = read_record(&self.directory) {
@@ -126,9 +137,8 @@ impl LiveRun {
     /// Writes the entry for the last time and moves it to the finished ones.
     pub fn finish(&mut self) -> io::Result<()> {
         self.record.state = State::Finished;
-        // The lock's and the socket's names go first: what is moved is a record and nothing else.
+        // The socket goes first: what is moved is a record and nothing else.
         files::remove_file_in(&self.directory, SOCKET)?;
-        files::remove_file_in(&self.directory, TREE_LOCK)?;
         self.save()?;
         let name = OsStr::new(self.record.id.as_str());
         files::rename_between(&self.root.runs, name, &self.root.ended, name)?;
@@ -155,7 +165,7 @@ fn enter(root: &Root, hidden: &str, mut record: Record) -> io::Result<(Record, F
         let managed = root.path.join("runs").join(record.id.as_str()).join(MANAGED);
         record.dir = Some(managed.to_string_lossy().into_owned());
         // Nobody can see it yet, so it needs no rename.
-        files::create_file_in(&directory, RECORD)?.write_all(&to_json(&record)?)?;
+        files::create_file_in(&directory, RECORD)?.write_all(&to_line(&record)?)?;
         files::rename_between(&root.runs, name, &root.runs, OsStr::new(record.id.as_str()))?;
         Ok(directory)
     })();
@@ -169,21 +179,47 @@ fn enter(root: &Root, hidden: &str, mut record: Record) -> io::Result<(Record, F
     }
 }
 
-fn to_json(record: &Record) -> io::Result<Vec<u8>> {
-    Ok(serde_json::to_vec(record)?)
+fn to_line(record: &Record) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    Ok(line)
 }
 
+/// Adds the entry as a line; the last whole line counts. Neither a reader nor a crash meets half of an
+/// entry, and it costs no new file.
 fn write_record(directory: &File, record: &Record) -> io::Result<()> {
-    const NEW: &str = "record.json.new";
-    files::create_file_in(directory, NEW)?.write_all(&to_json(record)?)?;
-    files::rename_between(directory, OsStr::new(NEW), directory, OsStr::new(RECORD))
+    let mut file = files::append_file_in(directory, RECORD)?;
+    if file.metadata()?.len() > LONG_RECORD {
+        const NEW: &str = "record.jsonl.new";
+        files::create_file_in(directory, NEW)?.write_all(&to_line(record)?)?;
+        return files::rename_between(directory, OsStr::new(NEW), directory, OsStr::new(RECORD));
+    }
+    if let Err(error) = file.write_all(&to_line(record)?) {
+        // A full disk may have taken half a line: what is written next must not continue it.
+        let _ = file.write_all(b"\n");
+        return Err(error);
+    }
+    Ok(())
 }
 
 fn read_record(directory: &File) -> Result<Record, RecordError> {
     let broken = |error: io::Error| RecordError::Broken(error.to_string());
     let mut text = Vec::new();
     files::open_file_in(directory, RECORD).map_err(broken)?.read_to_end(&mut text).map_err(broken)?;
-    Record::parse(&text)
+    last_record(&text)
+}
+
+/// Reads the last line that is an entry. If there is none, what is wrong with the last one is told.
+fn last_record(text: &[u8]) -> Result<Record, RecordError> {
+    let mut wrong = None;
+    for line in text.split(|byte| *byte == b'\n').rev().filter(|line| !line.is_empty()) {
+        match Record::parse(line) {
+            Ok(record) => return Ok(record),
+            Err(error @ RecordError::Newer(_)) => return Err(error),
+            Err(error) => wrong = wrong.or(Some(error)),
+        }
+    }
+    Err(wrong.unwrap_or_else(|| RecordError::Broken("it is empty".to_owned())))
 }
 
 /// Refuses a name that a live run has. The file that is returned keeps others out while it lives.
@@ -341,12 +377,9 @@ pub fn prune_ended(root: &Root) {
     let mut aged: Vec<(Duration, RunId)> =
         ids(&root.path.join("ended")).into_iter().map(|id| (age(&id).unwrap_or_default(), id)).collect();
     aged.sort();
-    for (_, id) in aged
-        .iter()
-        .enumerate()
-        .filter(|(index, (age, _))| *index >= KEPT_AT_MOST || *age > KEPT_FOR)
-        .map(|(_, entry)| entry)
-    {
+    let kept = if aged.len() > KEPT_AT_MOST { KEPT_WHEN_PRUNED } else { KEPT_AT_MOST };
+    let young = aged.iter().take(kept).take_while(|(age, _)| *age <= KEPT_FOR).count();
+    for (_, id) in &aged[young..] {
         // Another run may be removing the same one.
         let _ = files::remove_tree_in(&root.ended, OsStr::new(id.as_str()));
     }
@@ -412,6 +445,36 @@ mod tests {
         assert_eq!(seen.len(), 2);
         assert_eq!(seen.iter().filter(|run| run.record.is_ok()).count(), 1);
         assert!(find(&root(), sound.id().as_str()).unwrap().record.is_ok());
+    }
+
+    #[test]
+    fn the_last_whole_line_of_a_record_counts() {
+        let (_place, root) = place();
+        let mut run = create(root(), None).unwrap();
+        run.record.cwd = "1".to_owned();
+        run.save().unwrap();
+        let path = run.managed_path().with_file_name(RECORD);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 2);
+        fs::write(&path, format!("{text}{}", &text[..text.len() / 4])).unwrap();
+        assert_eq!(read_record(&run.directory).unwrap().cwd, "1");
+        // What is written after a half line is read again.
+        fs::write(&path, format!("{text}{{\"half\n")).unwrap();
+        run.record.cwd = "2".to_owned();
+        run.save().unwrap();
+        assert_eq!(read_record(&run.directory).unwrap().cwd, "2");
+    }
+
+    #[test]
+    fn a_record_that_has_grown_long_is_written_anew() {
+        let (_place, root) = place();
+        let run = create(root(), None).unwrap();
+        for _ in 0..200 {
+            run.save().unwrap();
+        }
+        let path = run.managed_path().with_file_name(RECORD);
+        assert!(fs::metadata(path).unwrap().len() <= LONG_RECORD + 2_000);
+        assert_eq!(read_record(&run.directory).unwrap().id, *run.id());
     }
 
     #[test]

@@ -177,15 +177,13 @@ impl Driver {
     }
 
     fn leader_ended(&mut self, ended: Ended) {
-        let signal = match ended {
-            Ended::Signaled(signal) => Some(signal),
-            Ended::Exited(_) => None,
-        };
-        self.link.send(&ToGuard::LeaderEnded { signal });
         if let Some(relay) = &mut self.relay {
             relay.leader_ended();
         }
         self.take_in(Event::LeaderEnded(ended));
+        if self.machine.verdict().is_none() {
+            self.link.send(&ToGuard::LeaderEnded { signal: signal_of(ended) });
+        }
     }
 
     fn listen_to_guard(&mut self) {
@@ -264,8 +262,8 @@ impl Driver {
             // `watch` and `end_blindly` return with one; without, the guard takes over.
             crate::sys::signal::exit_now(1)
         };
-        self.link.send(&ToGuard::Finishing);
         if let Some(relay) = self.relay.take() {
+            self.link.send(&ToGuard::Finishing);
             relay.finish(self.spec.grace.max(Duration::from_secs(1)));
         }
         let survivors = if verdict.verified { Vec::new() } else { self.tree.survivors() };
@@ -281,8 +279,9 @@ impl Driver {
         if !self.guard_lost {
             self.wake_guard();
         }
-        let restore_modes = matches!(leader, Some(Ended::Signaled(_))) || reason == Reason::SupervisorLost;
-        (self.link, ToGuard::Over { ending, message, restore_modes })
+        let leader_signal = leader.and_then(signal_of);
+        let restore_modes = leader_signal.is_some() || reason == Reason::SupervisorLost;
+        (self.link, ToGuard::Over { ending, message, leader_signal, restore_modes })
     }
 
     /// A guard that was stopped with its shell's job must run to take the end in.
@@ -311,6 +310,13 @@ impl Driver {
         if leader_has_it || deaf {
             terminal.set_modes(modes);
         }
+    }
+}
+
+fn signal_of(ended: Ended) -> Option<Signal> {
+    match ended {
+        Ended::Signaled(signal) => Some(signal),
+        Ended::Exited(_) => None,
     }
 }
 

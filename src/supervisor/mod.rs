@@ -23,7 +23,7 @@ use crate::ending::{Events, Outcome, conclude};
 use crate::exit::{self, Ending, Reason};
 use crate::lease::Lease;
 use crate::registry::record::State;
-use crate::registry::store::{LiveRun, SOCKET, TREE_LOCK};
+use crate::registry::store::{LiveRun, SOCKET};
 use crate::run::RunSpec;
 use crate::rundir;
 use crate::sys::clock::BootTime;
@@ -100,7 +100,7 @@ impl LaunchFailure {
 impl Supervised {
     fn start(handover: &mut Handover) -> Result<Supervised, LaunchFailure> {
         let Handover { spec, run, link, terminal, log, events, started, .. } = handover;
-        run.record.supervisor = ProcessRef::of(process::own_pid());
+        run.record.supervisor = ProcessRef::of_own(process::own_pid());
         let control = net::listen_in(run.directory(), SOCKET)
             .map_err(LaunchFailure::own("cannot make the control socket"))?;
         let prepared =
@@ -120,7 +120,7 @@ impl Supervised {
             .map_err(LaunchFailure::own("cannot start a thread"))?;
         // Only /dev/null is opened for it; without, we hold on to what the caller gave.
         let _ = spawn::let_go_of(&[0, 1, 2]);
-        run.record.leader = ProcessRef::of(leader);
+        run.record.leader = ProcessRef::of_own(leader);
         run.record.state = State::Running;
         run.record.set_deadline(lease.map(|lease| lease.deadline()), spec.ttl);
         events.write(
@@ -161,8 +161,7 @@ fn leader_setup(
     run: &mut LiveRun,
     terminal: Option<(Terminal, Pid)>,
 ) -> io::Result<LeaderSetup> {
-    let tree_lock = files::create_file_in(run.directory(), TREE_LOCK)?;
-    tree_lock.try_lock_shared().map_err(|error| io::Error::other(error.to_string()))?;
+    let tree_lock = run.tree_lock()?;
     let mut rlimits = spec.limits.rlimits();
     if let Some(mark) = mark()? {
         run.record.mark = mark.soft;
@@ -234,5 +233,5 @@ fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) 
     };
     let more = conclude(&mut run, &spec, &outcome, &mut events);
     let message = more.map_or(failure.message.clone(), |more| format!("{}; {more}", failure.message));
-    (link, ToGuard::Over { ending, message: Some(message), restore_modes: false })
+    (link, ToGuard::Over { ending, message: Some(message), leader_signal: None, restore_modes: false })
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, fcntl, openat, renameat};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -44,6 +44,18 @@ pub fn create_file_in(parent: &File, name: &str) -> io::Result<File> {
     Ok(File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?))
 }
 
+/// Opens or creates the file `name` in `parent`, mode 0600, never through a link, and leaves what is in it.
+pub fn open_shared_in(parent: &File, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?))
+}
+
+/// Opens or creates the file `name` in `parent`, mode 0600, never through a link, for appending.
+pub fn append_file_in(parent: &File, name: &str) -> io::Result<File> {
+    let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?))
+}
+
 /// Opens the file `name` in `parent` for reading, never through a link.
 pub fn open_file_in(parent: &File, name: &str) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -59,6 +71,29 @@ pub fn take_descriptor(number: i32) -> Option<File> {
     }
     // SAFETY: open, and named to us by the caller for our use alone.
     Some(unsafe { File::from_raw_fd(number) })
+}
+
+/// Locks the byte at `offset` of `file` for its open file description: held as long as a copy of the
+/// descriptor is open anywhere (`F_OFD_SETLK`, Linux 3.15, fcntl_locking(2)). The byte need not exist.
+pub fn lock_byte(file: &File, offset: u64) -> io::Result<()> {
+    Ok(fcntl(file, FcntlArg::F_OFD_SETLK(&byte_lock(offset))).map(drop)?)
+}
+
+/// Returns whether somebody else holds the lock of [`lock_byte`].
+pub fn is_byte_locked(file: &File, offset: u64) -> io::Result<bool> {
+    let mut lock = byte_lock(offset);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
+fn byte_lock(offset: u64) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: offset as i64,
+        l_len: 1,
+        l_pid: 0,
+    }
 }
 
 /// Tells when a file was written to (`inotify(7)`).
@@ -259,6 +294,20 @@ mod tests {
         }
         remove_tree_in(&root, OsStr::new("victim")).unwrap();
         assert!(!place.path().join("victim").exists());
+    }
+
+    #[test]
+    fn a_locked_byte_is_seen_by_others_until_the_last_copy_closes() {
+        let place = tempfile::tempdir().unwrap();
+        let open = || create_file_in(&parent(place.path()), "locks").unwrap();
+        let holder = open();
+        lock_byte(&holder, 1 << 39).unwrap();
+        let copy = holder.try_clone().unwrap();
+        drop(holder);
+        assert!(is_byte_locked(&open(), 1 << 39).unwrap());
+        assert!(!is_byte_locked(&open(), 7).unwrap());
+        drop(copy);
+        assert!(!is_byte_locked(&open(), 1 << 39).unwrap());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Processes: what they are, what became of them, and signals that cannot hit a stranger.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -55,9 +55,7 @@ pub struct Stat {
 impl Stat {
     /// Reads the entry of `pid`; `None` if there is no such process or it cannot be seen.
     pub fn read(pid: Pid) -> Option<Stat> {
-        // Read as bytes: the name may be anything.
-        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Stat::parse(&String::from_utf8_lossy(&text))
+        Stat::parse(&read_entry(&format!("/proc/{pid}/stat"))?)
     }
 
     /// Parses one line. The name may hold spaces and parentheses, so the fields are counted from
@@ -93,6 +91,14 @@ impl Stat {
     }
 }
 
+/// Reads a short file of /proc. Such a file has no size to go by, and each further read would make the
+/// kernel write its text anew. A process's name may be no text.
+fn read_entry(path: &str) -> Option<String> {
+    let mut buffer = [0; 4096];
+    let length = File::open(path).ok()?.read(&mut buffer).ok()?;
+    Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
 /// Clock ticks in a second, for [`Stat::cpu_ticks`] and [`Stat::start_time`].
 pub fn ticks_per_second() -> u64 {
     // SAFETY: sysconf has no preconditions.
@@ -109,14 +115,14 @@ pub fn page_size() -> u64 {
 
 /// Returns the id of this boot: a pid and start time of another boot name nobody.
 pub fn boot_id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let id = read_entry("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
 }
 
 /// Bytes that `pid` and the children that it has waited for have read and written, system
 /// calls counted, devices and terminals included (`proc_pid_io(5)`: rchar + wchar).
 pub fn bytes_moved(pid: Pid) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let text = read_entry(&format!("/proc/{pid}/io"))?;
     let field =
         |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     Some(field("rchar:")?.wrapping_add(field("wchar:")?))
@@ -158,16 +164,6 @@ impl Pidfd {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Returns whether the process still has its number: alive, or a zombie not yet reaped.
-    fn is_unreaped(&self) -> bool {
-        // Signal 0 asks for existence (kill(2)); a reaped process is ESRCH.
-        let number = self.0.as_raw_fd();
-        let info: *const libc::siginfo_t = std::ptr::null();
-        // SAFETY: as in `send`.
-        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, number, 0, info, 0) };
-        result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
-    }
-
     /// Returns whether the process has not ended yet (a zombie has).
     pub fn is_alive(&self) -> bool {
         !waits::readable(self.0.as_fd(), Some(Duration::ZERO)).unwrap_or(false)
@@ -193,12 +189,11 @@ pub struct ProcessRef {
 }
 
 impl ProcessRef {
-    /// Returns the identity of the process that bears `pid` now.
-    pub fn of(pid: Pid) -> Option<ProcessRef> {
-        let pinned = Pidfd::open(pid).ok()?;
-        let start_time = Stat::read(pid)?.start_time;
-        // The entry is the pinned process's only if that one has not been reaped meanwhile.
-        pinned.is_unreaped().then_some(ProcessRef { pid, start_time, inode: pinned.inode() })
+    /// Returns the identity of the process that bears `pid`, which must be this process or an unreaped
+    /// child of it: only then is the number certain.
+    pub fn of_own(pid: Pid) -> Option<ProcessRef> {
+        let inode = Pidfd::open(pid).ok()?.inode();
+        Some(ProcessRef { pid, start_time: Stat::read(pid)?.start_time, inode })
     }
 
     /// Pins the process if it still lives and is the one meant.
@@ -386,14 +381,14 @@ mod tests {
         let stat = Stat::read(own_pid()).unwrap();
         assert_eq!(stat.parent, parent_pid());
         assert!(!stat.is_dead());
-        let own = ProcessRef::of(own_pid()).unwrap();
+        let own = ProcessRef::of_own(own_pid()).unwrap();
         assert_eq!(own.start_time, stat.start_time);
         assert!(own.pin().unwrap().is_alive());
     }
 
     #[test]
     fn another_identity_under_the_same_number_is_not_pinned() {
-        let own = ProcessRef::of(own_pid()).unwrap();
+        let own = ProcessRef::of_own(own_pid()).unwrap();
         let by_time = ProcessRef { inode: None, ..own.clone() };
         assert!(by_time.pin().is_some());
         assert!(ProcessRef { start_time: own.start_time + 1, ..by_time }.pin().is_none());

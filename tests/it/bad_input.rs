@@ -139,21 +139,22 @@ fn records_that_cannot_be_read_harm_nobody() {
     place.run(&["--name", "old", misbehave(), "exit", "0"]).expect_code(0);
     let ended = place.state().join("ended");
     let sound = fs::read_dir(&ended).unwrap().flatten().next().unwrap().path();
-    let text = fs::read_to_string(sound.join("record.json")).unwrap();
+    let lines = fs::read_to_string(sound.join("record.jsonl")).unwrap();
+    let text = lines.lines().last().unwrap();
     for (id, content) in [
         ("0000000a", text[..text.len() / 2].to_owned()),
         ("0000000b", "\0\u{1}garbage".to_owned()),
         ("0000000c", text.replacen("\"version\":1", "\"version\":99", 1)),
     ] {
         fs::create_dir(ended.join(id)).unwrap();
-        fs::write(ended.join(id).join("record.json"), &content).unwrap();
+        fs::write(ended.join(id).join("record.jsonl"), &content).unwrap();
     }
     let listed = place.run(&["ps", "--all"]).expect_code(0);
     assert_eq!(listed.stdout.lines().count(), 5, "{listed:?}");
     assert!(listed.stdout.contains("version 99"), "{listed:?}");
     place.run(&["status", "0000000a"]).expect_code(3);
     place.run(&["status", "old"]).expect_code(3);
-    let newer = fs::read_to_string(ended.join("0000000c/record.json")).unwrap();
+    let newer = fs::read_to_string(ended.join("0000000c/record.jsonl")).unwrap();
     assert!(newer.contains("\"version\":99"));
 }
 
@@ -163,10 +164,10 @@ fn an_ambiguous_beginning_lists_the_candidates() {
     place.run(&[misbehave(), "exit", "0"]).expect_code(0);
     let ended = place.state().join("ended");
     let sound = fs::read_dir(&ended).unwrap().flatten().next().unwrap().path();
-    let text = fs::read_to_string(sound.join("record.json")).unwrap();
+    let text = fs::read_to_string(sound.join("record.jsonl")).unwrap();
     for id in ["zzzz0001", "zzzz0002"] {
         fs::create_dir(ended.join(id)).unwrap();
-        fs::write(ended.join(id).join("record.json"), &text).unwrap();
+        fs::write(ended.join(id).join("record.jsonl"), &text).unwrap();
     }
     let done = place.run(&["status", "zzzz"]).expect_code(2);
     assert!(done.stderr.contains("zzzz0001") && done.stderr.contains("zzzz0002"), "{done:?}");

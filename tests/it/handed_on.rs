@@ -72,7 +72,7 @@ fn no_descriptor_leaks_but_the_tree_lock() {
             .collect();
         assert_eq!(extra.len(), 1, "{ours}");
         let (number, target) = extra[0].split_once(' ').unwrap();
-        assert!(number.parse::<i32>().unwrap() >= 900 && target.ends_with("/tree.lock"), "{extra:?}");
+        assert!(number.parse::<i32>().unwrap() >= 900 && target.ends_with("/tree.locks"), "{extra:?}");
     }
 }
 

@@ -29,7 +29,7 @@ fn what_the_library_launches_has_its_lease_and_no_leaked_descriptor() {
     let done = example(&place, &[misbehave(), "fds", "pause"]).expect_code(0);
     assert!(done.stderr.contains("it ended: ttl, code 124"), "{done:?}");
     let leaked =
-        done.stdout.lines().filter(|line| line.contains("tree.lock") || line.contains("started")).count();
+        done.stdout.lines().filter(|line| line.contains("tree.locks") || line.contains("started")).count();
     assert_eq!(leaked, 1, "{done:?}");
 }
 

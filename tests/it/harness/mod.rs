@@ -161,8 +161,8 @@ impl Place {
     /// The records of the finished runs.
     pub(crate) fn ended(&self) -> Vec<Value> {
         let entries = fs::read_dir(self.state().join("ended")).into_iter().flatten().flatten();
-        let texts = entries.filter_map(|entry| fs::read(entry.path().join("record.json")).ok());
-        texts.map(|text| serde_json::from_slice(&text).unwrap()).collect()
+        let texts = entries.filter_map(|entry| fs::read(entry.path().join("record.jsonl")).ok());
+        texts.map(|text| last_line(&text)).collect()
     }
 
     /// The one finished run.
@@ -185,7 +185,7 @@ impl Place {
     pub(crate) fn the_record(&self) -> Value {
         let unfinished = self.unfinished();
         assert_eq!(unfinished.len(), 1, "{unfinished:?}");
-        serde_json::from_slice(&fs::read(unfinished[0].join("record.json")).unwrap()).unwrap()
+        last_line(&fs::read(unfinished[0].join("record.jsonl")).unwrap())
     }
 
     /// Waits until the record satisfies `condition`.
@@ -226,6 +226,12 @@ impl Drop for Place {
                 agent_run::sys::process::Pidfd::open(pid).map(|pidfd| pidfd.send(agent_run::Signal::KILL));
         }
     }
+}
+
+/// The record that counts of a record file.
+fn last_line(text: &[u8]) -> Value {
+    let line = text.trim_ascii_end().split(|byte| *byte == b'\n').next_back().unwrap();
+    serde_json::from_slice(line).unwrap()
 }
 
 fn describe(pid: i32) -> String {

@@ -173,12 +173,52 @@ fn an_ambiguous_beginning_lists_the_candidates() {
     assert!(done.stderr.contains("zzzz0001") && done.stderr.contains("zzzz0002"), "{done:?}");
 }
 
+/// Runs `script` where it may mount, with `$RUN`; nobody else sees the mounts.
+fn with_mounts(place: &Place, script: &str) -> Option<Done> {
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]);
+    place.furnish(&mut command);
+    command.env("RUN", crate::harness::agent_run()).env("HELPER", misbehave());
+    command.env("AGENT_RUN_STATE_DIR", place.path("disk/state"));
+    fs::create_dir(place.path("disk")).unwrap();
+    let done = finish(command);
+    if done.stderr.contains("unshare:") {
+        // A machine that lets nobody make a user namespace (some containers); said, not hidden.
+        eprintln!("skipped: {}", done.stderr);
+        return None;
+    }
+    Some(done)
+}
+
 #[test]
-fn a_full_disk_is_said() {
-    // A file system of our own needs a mount; /dev/full is the full disk that everybody has.
+fn a_full_disk_is_said_and_nothing_is_left() {
     let place = Place::new();
-    let done = place.run(&["--events", "/dev/full", misbehave(), "exit", "3"]);
-    done.expect_code(3);
+    let script = "mount -t tmpfs -o size=64k,mode=700 none ../disk || exit 99; mkdir -m 700 ../disk/state; \
+                  cat /dev/zero > ../disk/filler 2>/dev/null; \
+                  $RUN $HELPER touch ../started; code=$?; ls -A ../disk/state/runs; test -e ../started && exit 98; exit $code";
+    let Some(done) = with_mounts(&place, script) else { return };
+    let done = done.expect_code(125);
+    assert!(done.stderr.contains("No space left") && done.stderr.contains("make room"), "{done:?}");
+    assert_eq!((done.stderr.lines().count(), done.stdout.as_str()), (1, ""), "{done:?}");
+}
+
+#[test]
+fn a_disk_that_fills_up_during_a_run_does_not_keep_it() {
+    let place = Place::new();
+    let script = "mount -t tmpfs -o size=256k,mode=700 none ../disk || exit 99; \
+                  $RUN sh -c 'cat /dev/zero > $TMPDIR/filler 2>/dev/null; exit 7'; code=$?; ls -A ../disk/state/runs; exit $code";
+    let Some(done) = with_mounts(&place, script) else { return };
+    assert_eq!(done.expect_code(7).stdout, "");
+}
+
+#[test]
+fn a_read_only_disk_is_said() {
+    let place = Place::new();
+    let script = "mount -t tmpfs -o ro none ../disk || exit 99; $RUN $HELPER touch ../started; code=$?; \
+                  test -e ../started && exit 98; exit $code";
+    let Some(done) = with_mounts(&place, script) else { return };
+    let done = done.expect_code(125);
+    assert!(done.stderr.contains("Read-only file system"), "{done:?}");
 }
 
 #[test]

@@ -41,6 +41,25 @@ fn ps_lists_what_runs() {
 }
 
 #[test]
+fn the_table_fits_the_terminal() {
+    let place = Place::new();
+    let long = "x".repeat(300);
+    let running = paused(&place, "web", &["--env", &format!("A={long}")]);
+    place.run(&["sh", "-c", "exit 0", &long]).expect_code(0);
+    for columns in [60, 100, 200] {
+        let mut pty = crate::harness::pty::Pty::shell(&place, "bash");
+        pty.ask(&format!("stty cols {columns}"));
+        let shown = pty.ask("$RUN ps --all");
+        assert_eq!(shown.lines().count(), 3, "{shown}");
+        assert!(shown.lines().all(|line| line.trim_end().chars().count() <= columns), "{columns}: {shown}");
+        assert!(shown.lines().any(|line| line.trim_end().ends_with('…')), "{shown}");
+        pty.leave();
+    }
+    running.signal(agent_run::Signal::TERM);
+    running.wait().expect_code(143);
+}
+
+#[test]
 fn status_has_the_codes_of_init_scripts() {
     let place = Place::new();
     let running = paused(&place, "web", &["--idle", "1h"]);

@@ -1,0 +1,245 @@
+//! What `agent-run` costs, beside its peers: `cargo bench --bench peers`.
+//!
+//! Figures of one machine say nothing about another, so all are ratios, measured in turn within one run;
+//! peers that are not installed are skipped. `cargo bench --bench peers launch` runs one part.
+
+#![allow(clippy::print_stdout, reason = "it is a program of its own")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const AGENT_RUN: &str = env!("CARGO_BIN_EXE_agent-run");
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let state = tempfile::Builder::new().prefix("agent-run-bench-").tempdir_in("/var/tmp").unwrap();
+    let parts: [(&str, fn(&Path)); 4] =
+        [("launch", launch), ("memory", memory), ("idle", idle), ("many", many)];
+    for (name, part) in parts {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            println!("\n{name}");
+            part(state.path());
+        }
+    }
+}
+
+fn agent_run(state: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(AGENT_RUN);
+    command.args(words).env("AGENT_RUN_STATE_DIR", state.join("state"));
+    command
+}
+
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).exists())
+}
+
+/// Prints rows of `name value (limit)`.
+fn row(name: &str, value: String, limit: &str) {
+    println!("  {name:<44} {value:>12}  {limit}");
+}
+
+fn launch(state: &Path) {
+    let peers: [(&str, &[&str]); 6] = [
+        ("tini", &["tini", "-s", "-g", "/bin/true"]),
+        ("dumb-init", &["dumb-init", "/bin/true"]),
+        ("timeout", &["timeout", "60", "/bin/true"]),
+        ("bwrap", &["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "/bin/true"]),
+        ("bare", &["/bin/true"]),
+        ("agent-run", &[AGENT_RUN, "/bin/true"]),
+    ];
+    let present: Vec<_> =
+        peers.iter().filter(|(_, words)| words[0].starts_with('/') || installed(words[0])).collect();
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); present.len()];
+    for round in 0..420 {
+        for (index, (_, words)) in present.iter().enumerate() {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).env("AGENT_RUN_STATE_DIR", state.join("state"));
+            let begun = Instant::now();
+            let status = command.status().unwrap();
+            // The first rounds warm the caches.
+            if round >= 20 && status.success() {
+                times[index].push(begun.elapsed());
+            }
+        }
+    }
+    let medians: Vec<Duration> = times.iter_mut().map(|times| median(times)).collect();
+    let of = |name: &str| present.iter().position(|(peer, _)| *peer == name).map(|index| medians[index]);
+    let Some(ours) = of("agent-run") else { return };
+    for (name, limit) in
+        [("tini", "at most 1.6"), ("bwrap", "below 1"), ("timeout", ""), ("dumb-init", ""), ("bare", "")]
+    {
+        match of(name).filter(|peer| !peer.is_zero()) {
+            Some(peer) => row(&format!("/bin/true, median, x {name}"), ratio(ours, peer), limit),
+            None => {
+                row(&format!("/bin/true, x {name}"), "-".to_owned(), "not installed, or it cannot run here")
+            }
+        }
+    }
+}
+
+/// A gigabyte through a pipe, which is the caller's own, so nothing of ours is in the way.
+fn pipe(state: &Path) {
+    let timed = |before: &str| {
+        let begun = Instant::now();
+        let script = format!("{before} head -c 1000000000 /dev/zero | cat > /dev/null");
+        let status =
+            Command::new("sh").args(["-c", &script]).env("AGENT_RUN_STATE_DIR", state.join("state")).status();
+        assert!(status.unwrap().success());
+        begun.elapsed()
+    };
+    let (mut bare, mut ours) = (Vec::new(), Vec::new());
+    for _ in 0..7 {
+        bare.push(timed(""));
+        ours.push(timed(AGENT_RUN));
+    }
+    row("1 GB through a pipe, median, x bare", ratio(median(&mut ours), median(&mut bare)), "about 1");
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+fn ratio(ours: Duration, peers: Duration) -> String {
+    format!("{:.2}", ours.as_secs_f64() / peers.as_secs_f64())
+}
+
+/// Runs that wait, ended when this is dropped.
+struct Runs<'a> {
+    state: &'a Path,
+    children: Vec<Child>,
+}
+
+impl<'a> Runs<'a> {
+    fn start(state: &'a Path, count: usize) -> Runs<'a> {
+        let start = |_| {
+            let mut command = agent_run(state, &["-q", "--ttl", "1h", "sleep", "3600"]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap()
+        };
+        let runs = Runs { state, children: (0..count).map(start).collect() };
+        runs.wait_until_up();
+        runs
+    }
+
+    fn wait_until_up(&self) {
+        while self.keepers().len() < 2 * self.children.len() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Guards and supervisors whose run has its command.
+    fn keepers(&self) -> Vec<u32> {
+        let child = |pid: u32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            text.split_ascii_whitespace().next()?.parse::<u32>().ok()
+        };
+        let named = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let pairs = self.children.iter().filter_map(|guard| {
+            let supervisor = child(guard.id())?;
+            (named(child(supervisor)?) == "sleep\n").then_some([guard.id(), supervisor])
+        });
+        pairs.flatten().collect()
+    }
+}
+
+impl Drop for Runs<'_> {
+    fn drop(&mut self) {
+        let _ = agent_run(self.state, &["stop", "--all"]).stdout(Stdio::null()).status();
+        self.children.iter_mut().for_each(|child| drop(child.wait()));
+    }
+}
+
+fn memory(state: &Path) {
+    for (count, limit) in [(1, "at most 2560"), (100, "at most 500")] {
+        let runs = Runs::start(state, count);
+        let kilobytes: u64 = runs.keepers().iter().map(|pid| pss(*pid)).sum();
+        row(
+            &format!("guard + supervisor, PSS, KiB a run of {count}"),
+            (kilobytes / count as u64).to_string(),
+            limit,
+        );
+    }
+}
+
+fn pss(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or("0");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn idle(state: &Path) {
+    let runs = Runs::start(state, 100);
+    // The last of them may still be writing its record.
+    let mut before = activity(&runs);
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = activity(&runs);
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    std::thread::sleep(Duration::from_secs(10));
+    let after = activity(&runs);
+    row("100 idle runs, context switches in 10 s", (after.0 - before.0).to_string(), "0");
+    row("100 idle runs, CPU ticks in 10 s", (after.1 - before.1).to_string(), "0");
+}
+
+/// Context switches and CPU ticks of all keepers.
+fn activity(runs: &Runs<'_>) -> (u64, u64) {
+    let switches = |pid: &u32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let lines = text.lines().filter(|line| line.contains("ctxt_switches"));
+        lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>()
+    };
+    let ticks = |pid: &u32| agent_run::sys::process::Stat::read(*pid as i32).map_or(0, |stat| stat.cpu_ticks);
+    let keepers = runs.keepers();
+    (keepers.iter().map(switches).sum(), keepers.iter().map(ticks).sum())
+}
+
+fn many(state: &Path) {
+    const COUNT: usize = 500;
+    let tini = installed("tini").then(|| start_tini(COUNT));
+    let begun = Instant::now();
+    let runs = Runs::start(state, COUNT);
+    let ours = begun.elapsed();
+    row("500 runs up, x tini", tini.map_or("-".to_owned(), |tini| ratio(ours, tini)), "at most 3");
+    let mut times: Vec<Duration> = (0..20)
+        .map(|_| {
+            let begun = Instant::now();
+            let listed = agent_run(state, &["ps", "--json"]).output().unwrap();
+            assert!(listed.status.success());
+            begun.elapsed()
+        })
+        .collect();
+    drop(runs);
+    row("ps --json over 500 runs, ms, median", median(&mut times).as_millis().to_string(), "below 50");
+}
+
+/// Returns how long `count` of tini take until each has its command.
+fn start_tini(count: usize) -> Duration {
+    let begun = Instant::now();
+    let mut children: Vec<Child> = (0..count)
+        .map(|_| {
+            Command::new("tini").args(["-s", "-g", "sleep", "3600"]).stdin(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    let up = |pid: u32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let child = text.split_ascii_whitespace().next().unwrap_or("x").to_owned();
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name == "sleep\n")
+    };
+    while !children.iter().all(|child| up(child.id())) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let taken = begun.elapsed();
+    for child in &children {
+        // Our own children, not yet waited for.
+        let _ = agent_run::sys::process::signal_own_child(child.id() as i32, agent_run::Signal::TERM);
+    }
+    children.iter_mut().for_each(|child| drop(child.wait()));
+    taken
+}

@@ -15,8 +15,9 @@ const AGENT_RUN: &str = env!("CARGO_BIN_EXE_agent-run");
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let state = tempfile::Builder::new().prefix("agent-run-bench-").tempdir_in("/var/tmp").unwrap();
-    let parts: [(&str, fn(&Path)); 4] =
-        [("launch", launch), ("memory", memory), ("idle", idle), ("many", many)];
+    type Part = fn(&Path);
+    let parts: [(&str, Part); 5] =
+        [("launch", launch), ("pipe", pipe), ("memory", memory), ("idle", idle), ("many", many)];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             println!("\n{name}");

@@ -1,6 +1,6 @@
 //! The library's way to runs: started through the `agent-run` binary, then asked by their control socket.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -13,7 +13,7 @@ use crate::control::Request;
 use crate::control::client::{ControlError, ask, wait_until_released};
 use crate::env as vars;
 use crate::exit::SIGNAL_BASE;
-use crate::limits::Bound;
+use crate::limits::{Bound, Limits};
 use crate::registry::RegistryError;
 use crate::registry::record::{End, Record, RecordError};
 use crate::registry::root::Root;
@@ -158,41 +158,27 @@ fn find_binary() -> Option<PathBuf> {
 
 /// Returns the command line for `spec`. All is said by flags, so that no file or variable changes it.
 fn arguments(spec: &RunSpec, started: i32) -> Vec<OsString> {
-    let mut words: Vec<OsString> = vec!["run".into()];
-    let mut flag = |name: &str, value: OsString| words.extend([OsString::from(format!("--{name}")), value]);
-    let seconds = |span: Option<Duration>| {
-        OsString::from(span.map_or("0".to_owned(), |span| span.as_secs_f64().to_string()))
-    };
-    flag("ttl", seconds(spec.ttl));
-    flag("idle", seconds(spec.idle));
-    flag("grace", seconds(Some(spec.grace)));
-    flag("signal", spec.signal.number().to_string().into());
-    flag("keep", spec.keep.word().into());
-    flag(STARTED_FD, started.to_string().into());
-    spec.events.iter().for_each(|path| flag("events", path.into()));
-    spec.name.iter().for_each(|name| flag("name", name.into()));
-    spec.labels.iter().for_each(|(key, value)| flag("label", format!("{key}={value}").into()));
-    spec.copies.iter().for_each(|path| flag("copy", path.into()));
-    spec.chdir.iter().for_each(|path| flag("chdir", path.into()));
-    spec.log.iter().for_each(|path| flag("log", path.into()));
-    for (name, value) in &spec.env {
-        let mut pair = name.clone();
+    let mut words: Vec<OsString> =
+        vec!["run".into(), "--flags-alone".into(), word(STARTED_FD, started.to_string())];
+    let seconds = |span: Option<Duration>| span.map_or("0".to_owned(), |span| span.as_secs_f64().to_string());
+    words.push(word("ttl", seconds(spec.ttl)));
+    words.push(word("idle", seconds(spec.idle)));
+    words.push(word("grace", seconds(Some(spec.grace))));
+    words.push(word("signal", spec.signal.number().to_string()));
+    words.push(word("keep", spec.keep.word()));
+    words.extend(spec.events.iter().map(|path| word("events", path)));
+    words.extend(spec.name.iter().map(|name| word("name", name)));
+    words.extend(spec.labels.iter().map(|(key, value)| word("label", format!("{key}={value}"))));
+    words.extend(spec.copies.iter().map(|path| word("copy", path)));
+    words.extend(spec.chdir.iter().map(|path| word("chdir", path)));
+    words.extend(spec.log.iter().map(|path| word("log", path)));
+    words.extend(spec.env.iter().map(|(name, value)| {
+        let mut pair = word("env", name);
         pair.push("=");
         pair.push(value);
-        flag("env", pair);
-    }
-    let limits = [
-        ("nofile", spec.limits.nofile),
-        ("fsize", spec.limits.fsize),
-        ("data", spec.limits.data),
-        ("core", spec.limits.core),
-        ("cpu-time", spec.limits.cpu_time),
-    ];
-    for (name, bound) in limits {
-        if let Some(bound) = bound {
-            flag(name, bound_text(bound).into());
-        }
-    }
+        pair
+    }));
+    words.extend(limit_words(&spec.limits));
     words.extend(spec.scratch.then(|| "--scratch".into()));
     words.extend(spec.preserve_status.then(|| "--preserve-status".into()));
     words.extend((spec.verbosity == Verbosity::Quiet).then(|| "--quiet".into()));
@@ -200,6 +186,24 @@ fn arguments(spec: &RunSpec, started: i32) -> Vec<OsString> {
     words.push("--".into());
     words.extend(spec.command.iter().cloned());
     words
+}
+
+/// Joins flag and value by `=`, so that no value is taken for a flag.
+fn word(flag: &str, value: impl AsRef<OsStr>) -> OsString {
+    let mut word = OsString::from(format!("--{flag}="));
+    word.push(value);
+    word
+}
+
+fn limit_words(limits: &Limits) -> impl Iterator<Item = OsString> {
+    let table = [
+        ("nofile", limits.nofile),
+        ("fsize", limits.fsize),
+        ("data", limits.data),
+        ("core", limits.core),
+        ("cpu-time", limits.cpu_time),
+    ];
+    table.into_iter().filter_map(|(name, bound)| Some(word(name, bound_text(bound?))))
 }
 
 fn bound_text(bound: Bound) -> String {

@@ -68,15 +68,17 @@ pub fn conclude(run: &mut LiveRun, spec: &RunSpec, outcome: &Outcome, events: &m
 /// Returns the line for a person: why it is over, if that is not plain from the command itself.
 fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String> {
     if !outcome.verified {
+        const NAMED: usize = 8;
         let left: Vec<String> = outcome
             .survivors
             .iter()
+            .take(NAMED)
             .map(|left| format!("pid {} ({}, state {})", left.pid, left.command, left.state))
             .collect();
         return Some(format!(
             "run {} could not be ended, {} still there: {}",
             record.title(),
-            left.len(),
+            outcome.survivors.len(),
             left.join(", ")
         ));
     }

@@ -5,13 +5,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::control::link::Link;
 use crate::ending::Events;
 use crate::exit::Ending;
-use crate::guard::{self, Guard, Keeper};
+use crate::guard::{self, Guard, Keeper, Senses};
 use crate::limits::Limits;
+use crate::recover;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
 use crate::registry::store::LiveRun;
@@ -21,7 +23,7 @@ use crate::supervisor::{self, CallersTerminal, Handover};
 use crate::sys::process::{self, Change, Pid};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
-use crate::sys::{tty, waits};
+use crate::sys::{inherit, tty, waits};
 
 /// Nothing was started, and nothing is left.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,9 @@ pub enum LaunchError {
     /// A limit is above what this process may grant.
     #[error("--{0} is above the hard limit of this process, which only root may raise")]
     Limit(&'static str),
+    /// What /proc says is not about our processes.
+    #[error("/proc is missing or belongs to another pid namespace")]
+    ForeignProc,
     /// A system call failed.
     #[error("cannot {what}: {source}")]
     System {
@@ -69,6 +74,9 @@ pub fn here(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError>
     signal::block_all();
     signal::expect_children();
     check(&spec)?;
+    if !process::proc_is_ours() {
+        return Err(LaunchError::ForeignProc);
+    }
     // "No child left" is our proof that the tree is gone, so we must not have had children before
     // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
     if process::own_pid() == 1 || process::any_child_exists() {
@@ -96,13 +104,14 @@ fn check(spec: &RunSpec) -> Result<(), LaunchError> {
 }
 
 fn guard(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
-    let log = spec.log.as_deref().map(|path| open_log(path, false)).transpose()?;
-    let events = spec.events.as_deref().map(|path| open_log(path, true)).transpose()?;
+    let log = spec.log.as_deref().map(open_named).transpose()?;
+    let events = spec.events.as_deref().map(open_named).transpose()?;
     process::become_subreaper().map_err(system("become a subreaper"))?;
-    let run =
-        LiveRun::create(Root::open()?, &spec, &start_directory(&spec), rundir::parents_from_environment())?;
-    let (run, prepared) = match prepare(&spec, &run) {
-        Ok(prepared) => (run, prepared),
+    let root = Root::open()?;
+    recover::recover_all_now_and_then(&root);
+    let run = LiveRun::create(root, &spec, &start_directory(&spec), rundir::parents_from_environment())?;
+    let prepared = match prepare(&spec, &run, log.as_ref()) {
+        Ok(prepared) => prepared,
         Err(error) => {
             run.forget();
             return Err(error);
@@ -114,6 +123,7 @@ fn guard(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
 /// What is made for a run, beside its place in the registry.
 struct Prepared {
     links: (Link, Link),
+    senses: Senses,
     keeper: Option<Keeper>,
 }
 
@@ -126,21 +136,27 @@ struct Files {
 
 const FATAL: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
 
-fn prepare(spec: &RunSpec, run: &LiveRun) -> Result<Prepared, LaunchError> {
-    let interrupting = || signal::pending(&FATAL).filter(|signal| !crate::sys::inherit::ignored(*signal));
+fn prepare(spec: &RunSpec, run: &LiveRun, log: Option<&File>) -> Result<Prepared, LaunchError> {
+    let heeded: Vec<Signal> = FATAL.into_iter().filter(|signal| !inherit::ignored(*signal)).collect();
+    let interrupting = || signal::pending(&heeded);
     match rundir::copy_into(&run.managed_path(), &spec.copies, &|| interrupting().is_some()) {
         Err(CopyError::Interrupted) => {
             return Err(LaunchError::Interrupted(interrupting().unwrap_or(Signal::TERM)));
         }
         result => result?,
     }
+    if let Some(log) = log.filter(|log| log.metadata().is_ok_and(|seen| seen.is_file())) {
+        // Only now that the run is ours: a launch that is refused must not cost another run its log.
+        log.set_len(0).map_err(system("empty the log"))?;
+    }
     let links = Link::pair().map_err(system("make a socket pair"))?;
-    Ok(Prepared { links, keeper: Keeper::open() })
+    let senses = Senses::open().map_err(system("open a signal queue"))?;
+    Ok(Prepared { links, senses, keeper: Keeper::open() })
 }
 
 fn start(spec: RunSpec, run: LiveRun, prepared: Prepared, files: Files) -> Result<Ending, LaunchError> {
     let Files { log, events, started } = files;
-    let Prepared { links: (guards_link, supervisors_link), keeper } = prepared;
+    let Prepared { links: (guards_link, supervisors_link), senses, keeper } = prepared;
     let forked = match spawn::fork() {
         Ok(forked) => forked,
         Err(error) => {
@@ -150,7 +166,7 @@ fn start(spec: RunSpec, run: LiveRun, prepared: Prepared, files: Files) -> Resul
     };
     match forked {
         Forked::Child => {
-            drop(guards_link);
+            drop((guards_link, senses));
             let group = tty::own_group();
             let modes = keeper.as_ref().and_then(Keeper::callers_modes);
             let terminal = keeper.filter(Keeper::gives_at_once).map(|keeper| (keeper.into_terminal(), group));
@@ -171,8 +187,9 @@ fn start(spec: RunSpec, run: LiveRun, prepared: Prepared, files: Files) -> Resul
             // What we hold would keep readers and writers of the caller's pipes waiting. stderr stays, for a
             // last word.
             let _ = spawn::let_go_of(&[0, 1]);
+            inherit::close_callers_others();
             let guard = Guard { spec, run, link: guards_link, supervisor, keeper, events };
-            guard.watch().map_err(system("watch the supervisor"))
+            guard.watch(senses).map_err(system("watch the supervisor"))
         }
     }
 }
@@ -185,13 +202,9 @@ fn start_directory(spec: &RunSpec) -> PathBuf {
     }
 }
 
-fn open_log(path: &Path, append: bool) -> Result<File, LaunchError> {
-    let opened = OpenOptions::new().create(true).append(true).open(path).and_then(|file| {
-        if !append && file.metadata()?.is_file() {
-            file.set_len(0)?;
-        }
-        Ok(file)
-    });
+/// Opens a file that is written to, without waiting for anybody: a FIFO that nobody reads is an error.
+fn open_named(path: &Path) -> Result<File, LaunchError> {
+    let opened = OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path);
     opened.map_err(|source| LaunchError::Path { what: "cannot write", path: path.to_owned(), source })
 }
 
@@ -223,6 +236,7 @@ fn watch_guard(guard: Pid) -> io::Result<Ending> {
     use std::os::fd::AsFd;
     let queue = SignalQueue::open(&[&FATAL[..], &[Signal::CHLD, Signal::USR1, Signal::USR2]].concat())?;
     let _ = spawn::let_go_of(&[0, 1]);
+    inherit::close_callers_others();
     loop {
         waits::readable(queue.as_fd(), None)?;
         while let Some((signal, from_terminal)) = queue.next_from() {

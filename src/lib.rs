@@ -23,7 +23,7 @@
 //! # Modules
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
-//! [`settings`], [`failure`] → [`launch`] → [`guard`], [`supervisor`] → [`ending`] → [`teardown`],
+//! [`settings`], [`failure`] → [`launch`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
 //! [`rundir`], [`control`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
@@ -54,6 +54,7 @@ pub mod guard;
 pub mod launch;
 pub mod lease;
 pub mod limits;
+pub mod recover;
 pub mod registry;
 pub mod run;
 pub mod rundir;

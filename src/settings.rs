@@ -184,6 +184,11 @@ fn scalar(value: &DeValue<'_>) -> Option<String> {
 }
 
 impl Resolved {
+    /// Takes `layer` and nothing else.
+    pub fn of(layer: Layer) -> Resolved {
+        Resolved { layer }
+    }
+
     /// Puts the settings into `spec`.
     pub fn apply(&self, spec: &mut RunSpec) -> Result<(), SettingError> {
         self.take("ttl", &mut spec.ttl, |text| parse_limit(text).map_err(|error| error.to_string()))?;

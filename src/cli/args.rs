@@ -55,22 +55,22 @@ pub(super) struct RunCli {
     #[arg(long)]
     pub(super) scratch: bool,
     /// Copy this into the managed directory and start there; repeatable
-    #[arg(long = "copy", value_name = "PATH")]
+    #[arg(long = "copy", value_name = "PATH", allow_hyphen_values = true)]
     pub(super) copies: Vec<PathBuf>,
     /// What becomes of the managed directory: never, on-failure, always [default: never]
-    #[arg(long, value_name = "WHEN")]
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub(super) keep: Option<String>,
     /// Set a variable for the command; repeatable
-    #[arg(long = "env", value_name = "K=V")]
+    #[arg(long = "env", value_name = "K=V", allow_hyphen_values = true)]
     pub(super) env: Vec<OsString>,
     /// Start in this directory
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["scratch", "copies"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["scratch", "copies"], allow_hyphen_values = true)]
     pub(super) chdir: Option<PathBuf>,
     /// Write a copy of the output to this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) log: Option<PathBuf>,
     /// Append what happens to this file, one JSON object a line
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) events: Option<PathBuf>,
     /// Open descriptors of each process (soft[:hard])
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
@@ -96,8 +96,12 @@ pub(super) struct RunCli {
     /// Say where each setting came from, and how the run ended
     #[arg(short, long, conflicts_with = "quiet")]
     pub(super) verbose: bool,
+    /// Used by the library: the descriptor to write the run's id to
     #[arg(long, hide = true, value_name = "N")]
     pub(super) started_fd: Option<i32>,
+    /// Used by the library: nothing but the flags counts
+    #[arg(long, hide = true)]
+    pub(super) flags_alone: bool,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,

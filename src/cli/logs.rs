@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use super::args::LogsArgs;
 use super::printer::Printer;
@@ -12,6 +13,7 @@ use crate::exit;
 use crate::failure::Failure;
 use crate::registry::record::State;
 use crate::registry::store::SeenRun;
+use crate::sys::process::Pidfd;
 use crate::sys::{files, waits};
 
 pub(super) fn run(args: &LogsArgs, printer: &Printer) -> Result<u8, Failure> {
@@ -49,14 +51,17 @@ pub(super) fn run(args: &LogsArgs, printer: &Printer) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn print_rest(file: &mut File, printer: &Printer) -> std::io::Result<()> {
+/// Prints what there is to read; returns false if nobody takes it.
+fn print_rest(file: &mut File, printer: &Printer) -> std::io::Result<bool> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = file.read(&mut buffer)?;
         if length == 0 {
-            return Ok(());
+            return Ok(true);
         }
-        printer.raw(&buffer[..length]);
+        if !printer.raw(&buffer[..length]) {
+            return Ok(false);
+        }
     }
 }
 
@@ -65,16 +70,22 @@ fn follow(run: &SeenRun, path: &Path, file: &mut File, printer: &Printer) -> std
     let changes = files::Changes::of(path)?;
     let record = run.record.as_ref().ok();
     let keepers = record.into_iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
-    let pinned: Vec<_> = keepers.filter_map(|keeper| keeper.pin()).collect();
+    let mut pinned: Vec<_> = keepers.filter_map(|keeper| keeper.pin()).collect();
     loop {
+        // Who is dead before the lock is asked after needs no more waiting for.
+        pinned.retain(Pidfd::is_alive);
         let over = !run.is_supervised();
-        print_rest(file, printer)?;
-        if over {
+        if !print_rest(file, printer)? || over {
             return Ok(());
         }
-        let mut fds = vec![(changes.as_fd(), true)];
-        fds.extend(pinned.iter().filter(|pidfd| pidfd.is_alive()).map(|pidfd| (pidfd.as_fd(), true)));
-        waits::any(&fds, None)?;
+        // A reader that has gone (`| head`) is seen by the hang-up of stdout.
+        let stdout = std::io::stdout();
+        let mut fds = vec![(stdout.as_fd(), false), (changes.as_fd(), true)];
+        fds.extend(pinned.iter().map(|pidfd| (pidfd.as_fd(), true)));
+        let unseen = pinned.is_empty().then_some(Duration::from_millis(100));
+        if waits::any(&fds, unseen)?[0] {
+            return Ok(());
+        }
         changes.clear();
     }
 }

@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
 
 fn run_form(words: Vec<OsString>) -> ExitCode {
     match RunCli::try_parse_from(words) {
-        Err(error) => explain(&error, true),
+        Err(error) => explain(&error, Form::Run),
         Ok(cli) => match run::run(cli) {
             Ok(Ending::Code(code)) => ExitCode::from(code),
             Ok(Ending::DieOf(signal)) => signal::die_of(signal),
@@ -64,7 +64,7 @@ fn run_form(words: Vec<OsString>) -> ExitCode {
 fn verb_form(words: Vec<OsString>) -> ExitCode {
     let json = words.iter().any(|word| word == OsStr::new("--json"));
     let verb = match VerbCli::try_parse_from(words) {
-        Err(error) => return explain(&error, false),
+        Err(error) => return explain(&error, Form::Verb { json }),
         Ok(cli) => cli.verb,
     };
     let printer = Printer::new(json);
@@ -90,39 +90,49 @@ fn fail(failure: &Failure) -> ExitCode {
     ExitCode::from(failure.code)
 }
 
+/// How the program was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// `agent-run [OPTIONS] COMMAND`.
+    Run,
+    /// `agent-run VERB`.
+    Verb {
+        /// The answer is for a program.
+        json: bool,
+    },
+}
+
 /// Help and version go to stdout as clap writes them; an error becomes one line.
-fn explain(error: &clap::Error, run_form: bool) -> ExitCode {
+fn explain(error: &clap::Error, form: Form) -> ExitCode {
+    let text = error.render().to_string();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        Printer::new(false).answer(error.render().to_string().trim_end());
+        Printer::new(false).answer(text.trim_end());
         return ExitCode::SUCCESS;
     }
-    let text = error.render().to_string();
-    let message = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim_start_matches("error: ")
-        .trim_end_matches(':')
-        .to_owned();
-    let missing: Vec<&str> = text
-        .lines()
-        .skip(1)
-        .take_while(|line| line.starts_with("  ") && !line.trim().is_empty())
-        .map(str::trim)
-        .collect();
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
-    let message = match (error.kind(), missing.is_empty()) {
-        (ErrorKind::MissingRequiredArgument, _) if run_form => "there is no command to run".to_owned(),
-        (_, false) => format!("{message}: {}", missing.join(" ")),
-        _ => message,
-    };
-    let hint = match (tip, run_form) {
-        (Some(tip), _) => tip.to_owned(),
-        (None, true) => "write agent-run [OPTIONS] COMMAND [ARG]..., or see agent-run --help".to_owned(),
-        (None, false) => "see agent-run VERB --help".to_owned(),
-    };
-    let failure = Failure::usage(message, hint);
-    fail(&if run_form { failure.of_run_form() } else { failure })
+    let message = one_line(error, &text, form);
+    match form {
+        Form::Run => {
+            let hint = tip.unwrap_or("write agent-run [OPTIONS] COMMAND [ARG]..., or see agent-run --help");
+            fail(&Failure::usage(message, hint).of_run_form())
+        }
+        Form::Verb { json } => {
+            let failure = Failure::usage(message, tip.unwrap_or("see agent-run VERB --help"));
+            Printer::new(json).failure(&failure);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Takes from clap's page what is wrong: its first line, and the names that are listed below it.
+fn one_line(error: &clap::Error, text: &str, form: Form) -> String {
+    if error.kind() == ErrorKind::MissingRequiredArgument && form == Form::Run {
+        return "there is no command to run".to_owned();
+    }
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default().trim_start_matches("error: ").trim_end_matches(':');
+    let listed: Vec<&str> = lines.take_while(|line| line.starts_with("  ")).map(str::trim).collect();
+    if listed.is_empty() { first.to_owned() } else { format!("{first}: {}", listed.join(" ")) }
 }
 
 /// Opens the registry for a verb; a registry that is not there is an empty one.

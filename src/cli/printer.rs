@@ -39,10 +39,10 @@ impl Printer {
         self.answer(&Value::Object(document).to_string());
     }
 
-    /// Prints bytes as they are. A reader that has gone (`| head`) is no error of ours.
-    pub(super) fn raw(self, bytes: &[u8]) {
+    /// Prints bytes as they are. A reader that has gone (`| head`) is no error of ours; false tells of it.
+    pub(super) fn raw(self, bytes: &[u8]) -> bool {
         let mut stdout = io::stdout().lock();
-        let _ = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        stdout.write_all(bytes).and_then(|()| stdout.flush()).is_ok()
     }
 
     /// Tells the person something that is no answer.

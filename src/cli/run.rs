@@ -9,11 +9,12 @@ use crate::failure::Failure;
 use crate::guard::say;
 use crate::launch::{self, LaunchError};
 use crate::run::{RunSpec, Verbosity, parse_name};
-use crate::settings::{self, Layer, Origin};
+use crate::settings::{self, Layer, Origin, Resolved};
 use crate::sys::files;
 
 pub(super) fn run(mut cli: RunCli) -> Result<Ending, Failure> {
-    let resolved = settings::resolve(layer(&mut cli))?;
+    let flags = layer(&mut cli);
+    let resolved = if cli.flags_alone { Resolved::of(flags) } else { settings::resolve(flags)? };
     let started = cli.started_fd.and_then(files::take_descriptor);
     let mut spec = spec(cli).map_err(Failure::of_run_form)?;
     resolved.apply(&mut spec)?;

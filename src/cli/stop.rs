@@ -9,11 +9,13 @@ use super::printer::Printer;
 use super::select::{self, Filter};
 use super::{root_for, view};
 use crate::control::Request;
-use crate::control::client::{ask, wait_until_released};
+use crate::control::client::{ControlError, ask_until_released, wait_until_released};
 use crate::exit;
 use crate::failure::Failure;
 use crate::lease::parse_duration;
+use crate::recover;
 use crate::registry::record::State;
+use crate::registry::root::Root;
 use crate::registry::store::{self, SeenRun};
 
 pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
@@ -21,14 +23,15 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
     let grace = grace.map_err(|error| Failure::usage(format!("--grace: {error}"), "nothing was stopped"))?;
     let mut runs = selected(args)?;
     if args.dry_run {
+        runs.retain(|run| run.state != State::Finished);
         report(&runs, printer, |run| format!("would stop {}", title(run)));
         return Ok(0);
     }
     // All are asked before one is waited for, so that their graces pass together.
-    let asked: Vec<Result<(), String>> = runs.iter().map(|run| request(run, grace)).collect();
+    let asked: Vec<Result<(), String>> = runs.iter_mut().map(|run| request(run, grace)).collect();
     let mut remains = false;
     for (run, asked) in runs.iter_mut().zip(asked) {
-        if let Err(why) = settle(run, asked) {
+        if let Err(why) = settle(run, asked, grace) {
             remains = true;
             printer.note(&format!("{}: {why}", title(run)));
         }
@@ -57,26 +60,34 @@ fn selected(args: &StopArgs) -> Result<Vec<SeenRun>, Failure> {
     select::live(&Filter::of(&args.common)?)
 }
 
-fn request(run: &SeenRun, grace: Option<Duration>) -> Result<(), String> {
-    if run.state == State::Finished || !run.is_supervised() {
+fn request(run: &mut SeenRun, grace: Option<Duration>) -> Result<(), String> {
+    if run.state == State::Finished {
         return Ok(());
     }
-    match ask(&run.directory, Request::Stop { grace_s: grace.map(|span| span.as_secs_f64()) }) {
+    let request = Request::Stop { grace_s: grace.map(|span| span.as_secs_f64()) };
+    match ask_until_released(run, &request) {
         Ok(_) => Ok(()),
-        // It may be ending by itself; the lock tells.
-        Err(_) if !run.is_supervised() => Ok(()),
+        // It is ending already; the lock tells when it has.
+        Err(ControlError::NoAnswer(_)) if has_ended(run) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
 }
 
+fn has_ended(run: &SeenRun) -> bool {
+    run.record.as_ref().is_ok_and(|record| record.end.is_some() || record.state == State::Stopping)
+}
+
 /// Waits for the end; tells what is left.
-fn settle(run: &mut SeenRun, asked: Result<(), String>) -> Result<(), String> {
+fn settle(run: &mut SeenRun, asked: Result<(), String>, grace: Option<Duration>) -> Result<(), String> {
     if run.state == State::Finished {
         return Ok(());
     }
     asked?;
     wait_until_released(run, None).map_err(|error| error.to_string())?;
     run.reread();
+    if run.record.as_ref().is_ok_and(|record| record.end.is_none()) {
+        recover_orphan(run, grace)?;
+    }
     match run.record.as_ref().map(|record| record.end.as_ref()) {
         Ok(Some(end)) if end.verified => {
             run.state = State::Finished;
@@ -87,9 +98,18 @@ fn settle(run: &mut SeenRun, asked: Result<(), String>) -> Result<(), String> {
                 end.survivors.iter().map(|left| format!("pid {} ({})", left.pid, left.command)).collect();
             Err(format!("could not be ended: {}", left.join(", ")))
         }
-        Ok(None) => Err("nobody supervises it any more".to_owned()),
+        Ok(None) => Err("nobody supervises it, and it could not be taken over; try again".to_owned()),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Both of its keepers are dead: we end what they left.
+fn recover_orphan(run: &mut SeenRun, grace: Option<Duration>) -> Result<(), String> {
+    run.state = State::Orphaned;
+    let root = Root::open().map_err(|error| error.to_string())?;
+    recover::recover(root, run, grace);
+    run.reread();
+    Ok(())
 }
 
 fn title(run: &SeenRun) -> String {

@@ -21,9 +21,18 @@ pub(super) fn json(run: &SeenRun, usage: Option<Usage>, idle_s: Option<f64>) -> 
     value
 }
 
+/// Fields of every answer that a run of this kind does not have.
+const ABSENT: [&str; 4] = ["owner", "port", "url", "ready_at"];
+
 fn record_json(record: &Record) -> Value {
     // A record was made of JSON or can be: its maps have string keys only.
-    serde_json::to_value(record).unwrap_or_default()
+    let mut value = serde_json::to_value(record).unwrap_or_default();
+    for field in ABSENT {
+        value[field] = Value::Null;
+    }
+    value["ports"] = json!([]);
+    value["restarts"] = json!(0);
+    value
 }
 
 /// Returns the command as one line that a terminal can show, cut to `width` columns.

@@ -47,6 +47,24 @@ pub fn ask(directory: &File, request: Request) -> Result<Answer, ControlError> {
     }
 }
 
+/// Asks as [`ask`] does; a run that is just beginning or ending has no socket for a while, so whoever does
+/// not answer is asked again until `run` is not supervised any more. Returns whether it was asked.
+pub fn ask_until_released(run: &mut SeenRun, request: &Request) -> Result<bool, ControlError> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    const AGAIN: Duration = Duration::from_millis(20);
+    let begun = Instant::now();
+    while run.is_supervised() {
+        match ask(&run.directory, request.clone()) {
+            Err(ControlError::NoAnswer(_)) if begun.elapsed() < PATIENCE => {
+                run.reread();
+                wait_for_a_death(run, Some(AGAIN))?;
+            }
+            result => return result.map(|_| true),
+        }
+    }
+    Ok(false)
+}
+
 /// Blocks until nobody supervises `run` any more, at most for `timeout`; returns whether that is so.
 pub fn wait_until_released(run: &mut SeenRun, timeout: Option<Duration>) -> io::Result<bool> {
     let until = timeout.and_then(|span| Instant::now().checked_add(span));

@@ -32,8 +32,8 @@ pub enum ToGuard {
     },
     /// The leader has ended, others live; the terminal is the guard's again.
     LeaderEnded {
-        /// The signal that it died of.
-        signal: Option<Signal>,
+        /// The signal that it died of before any teardown had begun.
+        by_itself: Option<Signal>,
     },
     /// Nothing of the tree is left; what remains to be done may take its time.
     Finishing,
@@ -43,8 +43,8 @@ pub enum ToGuard {
         ending: Ending,
         /// What the person is told.
         message: Option<String>,
-        /// The signal that the leader died of.
-        leader_signal: Option<Signal>,
+        /// As in `LeaderEnded`.
+        by_itself: Option<Signal>,
         /// Whether the terminal's modes are put back: the leader could not do it itself.
         restore_modes: bool,
     },

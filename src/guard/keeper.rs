@@ -19,11 +19,15 @@ pub struct Keeper {
     modes: Option<Modes>,
     /// As the leader had them when it was stopped.
     leaders_modes: Option<Modes>,
+    /// A person sat in front of us when we started, and we were what they looked at.
+    at_once: bool,
     leader: Option<Pid>,
-    /// The leader has the terminal, or gets it back when it goes on.
-    given: bool,
-    /// The leader had it when it was last asked after.
-    leader_had_it: bool,
+    /// The leader, or a job of its own, has the terminal because we gave it.
+    held_by_leader: bool,
+    /// The leader gets it when we are in the foreground again.
+    wanted: bool,
+    /// The leader had it when we took it for the last time.
+    taken_from_leader: bool,
 }
 
 /// What to do about a leader that was stopped.
@@ -31,31 +35,39 @@ pub struct Keeper {
 pub(super) enum Reaction {
     /// It may go on.
     Continue,
-    /// We stop too.
-    StopToo,
+    /// We stop too, and all of our group: what a key at the terminal does without us.
+    StopGroup,
+    /// We alone stop: somebody sent it SIGSTOP, which says nothing of our group.
+    StopAlone,
+    /// It stays stopped.
+    Nothing,
 }
 
 impl Keeper {
-    /// Opens the terminal; `None` if the session has none.
+    /// Opens the terminal; `None` if the session has none. To be called while stdin and stdout are the
+    /// caller's.
     pub fn open() -> Option<Keeper> {
         let terminal = Terminal::open()?;
         let modes = terminal.modes();
         let own_group = tty::own_group();
+        let at_once = tty::is_interactive() && terminal.foreground() == Some(own_group);
         Some(Keeper {
             terminal,
             own_group,
             modes,
             leaders_modes: None,
+            at_once,
             leader: None,
-            given: false,
-            leader_had_it: false,
+            held_by_leader: false,
+            wanted: false,
+            taken_from_leader: false,
         })
     }
 
     /// Returns whether the leader gets the terminal at once: a person sits in front of it, and we are
     /// what the person looks at. In a pipeline it waits until the leader asks for it by reading.
     pub fn gives_at_once(&self) -> bool {
-        tty::is_interactive() && self.has_it()
+        self.at_once
     }
 
     /// Returns the modes as the caller had them.
@@ -72,19 +84,19 @@ impl Keeper {
         self.terminal.foreground() == Some(self.own_group)
     }
 
-    pub(super) fn leader_started(&mut self, leader: Pid) {
-        self.leader = Some(leader);
-        self.given = self.gives_at_once() || self.leader_has_it();
-        self.leader_had_it = self.given;
-    }
-
     fn leader_has_it(&self) -> bool {
         self.leader.is_some() && self.terminal.foreground() == self.leader
     }
 
-    /// Returns whether the leader had the terminal until we took it back.
+    pub(super) fn leader_started(&mut self, leader: Pid) {
+        self.leader = Some(leader);
+        // It may have given it to a job of its own already.
+        self.held_by_leader = self.at_once && !self.has_it();
+    }
+
+    /// Returns whether the leader had the terminal until we took it.
     pub(super) fn leader_had_terminal(&self) -> bool {
-        self.leader_had_it
+        self.held_by_leader || self.taken_from_leader
     }
 
     pub(super) fn leader_stopped(&mut self, signal: Signal) -> Reaction {
@@ -93,46 +105,69 @@ impl Keeper {
             self.give();
             return Reaction::Continue;
         }
-        if self.leader_has_it() {
-            self.leaders_modes = self.terminal.modes();
-            // A shell that does not put the modes right itself (dash) must not get those of an editor.
-            self.restore_modes();
-            let _ = self.terminal.give_to(self.own_group);
+        if wants_terminal {
+            self.wanted = true;
+            return Reaction::StopGroup;
         }
-        // Whoever stopped for want of the terminal gets it when we are in the foreground again.
-        self.given |= wants_terminal;
-        Reaction::StopToo
+        let held = self.held_by_leader;
+        self.suspend();
+        match signal {
+            Signal::TSTP => Reaction::StopGroup,
+            _ if held => Reaction::StopAlone,
+            _ => Reaction::Nothing,
+        }
     }
 
-    /// We go on: in the foreground with the terminal for the leader, in the background without.
-    pub(super) fn resumed(&mut self) {
-        if self.given && self.has_it() {
+    /// Takes the terminal for the time that the leader is stopped.
+    fn suspend(&mut self) {
+        if self.held_by_leader && self.leader_has_it() {
+            self.leaders_modes = self.terminal.modes();
+            // A shell that does not put the modes right itself (dash) must not get those of an editor.
+            self.put_modes_right();
+            let _ = self.terminal.give_to(self.own_group);
+        }
+        self.wanted |= self.held_by_leader;
+        self.held_by_leader = false;
+    }
+
+    /// We go on: in the foreground with the terminal for the leader, in the background without. Returns
+    /// whether the leader has it now.
+    pub(super) fn resumed(&mut self) -> bool {
+        if self.wanted && self.has_it() {
             self.give();
             if let Some(modes) = self.leaders_modes.take() {
                 self.terminal.set_modes(&modes);
             }
         }
+        self.held_by_leader
     }
 
     fn give(&mut self) {
         if let Some(leader) = self.leader {
             // Refused if the leader is gone: its end is on its way to us.
-            self.given = self.terminal.give_to(leader).is_ok();
-            self.leader_had_it = self.given;
+            self.held_by_leader = self.terminal.give_to(leader).is_ok();
+            self.wanted = false;
         }
     }
 
-    /// Takes the terminal back from the leader, or from a job of its own that it left in front. Only what
-    /// we gave is taken.
+    /// Takes the terminal from the leader, or from a job of its own that it left in front. Only what we gave
+    /// is taken: while our job is in the background, the terminal is the shell's.
     pub(super) fn take_back(&mut self) {
-        if self.given && self.terminal.foreground().is_some_and(|group| group != self.own_group) {
+        self.taken_from_leader |= self.held_by_leader;
+        if self.held_by_leader && !self.has_it() {
             let _ = self.terminal.give_to(self.own_group);
         }
-        self.given = false;
+        self.held_by_leader = false;
     }
 
-    /// Puts the modes back as the caller had them.
+    /// Puts the modes back as the caller had them, if the leader had the terminal and it is ours again.
     pub(super) fn restore_modes(&self) {
+        if self.taken_from_leader && self.has_it() {
+            self.put_modes_right();
+        }
+    }
+
+    fn put_modes_right(&self) {
         if let Some(modes) = &self.modes {
             self.terminal.set_modes(modes);
         }

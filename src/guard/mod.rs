@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 pub use keeper::Keeper;
+use keeper::Reaction;
 
 use crate::control::link::{Heard, Link, ToGuard, ToSupervisor};
 use crate::ending::Events;
@@ -60,6 +61,20 @@ pub struct Guard {
     pub events: Events,
 }
 
+/// What the guard waits by. Opened before the supervisor is forked: afterwards nothing may fail.
+#[derive(Debug)]
+pub struct Senses {
+    queue: SignalQueue,
+    timer: Timer,
+}
+
+impl Senses {
+    /// Opens them.
+    pub fn open() -> io::Result<Senses> {
+        Ok(Senses { queue: SignalQueue::open(&HEEDED)?, timer: Timer::new()? })
+    }
+}
+
 /// What the supervisor said last.
 #[derive(Debug)]
 struct Over {
@@ -82,9 +97,7 @@ struct Seen {
 
 impl Guard {
     /// Guards the run to its end, and returns how this process has to end.
-    pub fn watch(mut self) -> io::Result<Ending> {
-        let queue = SignalQueue::open(&HEEDED)?;
-        let timer = Timer::new()?;
+    pub fn watch(mut self, Senses { queue, timer }: Senses) -> io::Result<Ending> {
         let mut seen = Seen::default();
         while seen.over.is_none() && !seen.supervisor_gone {
             let ready = self.wait(&queue, &timer, &seen)?;
@@ -92,7 +105,7 @@ impl Guard {
             if ready[0] {
                 self.take_signals(&queue, &mut seen);
             }
-            if ready[2] {
+            if ready[2] && !seen.supervisor_gone {
                 // Reaping its end is the next thing that happens.
                 let _ = process::signal_own_child(self.supervisor, Signal::KILL);
                 timer.set(None)?;
@@ -149,10 +162,10 @@ impl Guard {
                 self.arm(timer, Some(BootTime::now()), within);
             }
             ToGuard::LeaderStopped(signal) => self.leader_stopped(signal),
-            ToGuard::LeaderEnded { signal } => self.leader_ended(signal, seen),
+            ToGuard::LeaderEnded { by_itself } => self.leader_ended(by_itself, seen),
             ToGuard::Finishing => self.arm(timer, None, Duration::ZERO),
-            ToGuard::Over { ending, message, leader_signal, restore_modes } => {
-                self.leader_ended(leader_signal, seen);
+            ToGuard::Over { ending, message, by_itself, restore_modes } => {
+                self.leader_ended(by_itself, seen);
                 seen.over = Some(Over { ending, message, restore_modes });
             }
         }
@@ -196,17 +209,29 @@ impl Guard {
 
     fn leader_stopped(&mut self, signal: Signal) {
         let Some(keeper) = &mut self.keeper else { return };
-        if let keeper::Reaction::StopToo = keeper.leader_stopped(signal) {
-            signal::send_to_own_group(signal);
-            signal::suffer(signal);
-            // Here again by `fg` or `bg`, or because the kernel does not stop an orphaned group.
-            keeper.resumed();
+        let stopped = match keeper.leader_stopped(signal) {
+            Reaction::Nothing => return,
+            Reaction::Continue => true,
+            Reaction::StopAlone => stop_self(signal),
+            Reaction::StopGroup => {
+                signal::send_to_own_group(signal);
+                let stopped = stop_self(signal);
+                // Whoever woke us alone (the supervisor, at the end of the run) means the group.
+                signal::send_to_own_group(Signal::CONT);
+                stopped
+            }
+        };
+        let given = self.keeper.as_mut().is_some_and(Keeper::resumed);
+        if !stopped && !given && [Signal::TTIN, Signal::TTOU].contains(&signal) {
+            // Our group is orphaned and in the background: nobody can bring us to the front, and it would stop
+            // again at once, for ever. As the kernel does with stopped orphans, it is told of a hang-up.
+            self.link.send(&ToSupervisor::ForwardToGroup(Signal::HUP));
         }
         self.link.send(&ToSupervisor::Continue);
     }
 
     fn resume(&mut self) {
-        self.keeper.iter_mut().for_each(Keeper::resumed);
+        self.keeper.as_mut().map(Keeper::resumed);
         self.link.send(&ToSupervisor::Continue);
     }
 
@@ -239,6 +264,13 @@ impl Guard {
     }
 }
 
+/// Stops this process by `signal` until somebody continues it. Returns false if the kernel did not stop it,
+/// since our process group is orphaned: then nobody sent a SIGCONT either.
+fn stop_self(signal: Signal) -> bool {
+    signal::suffer(signal);
+    signal::pending(&[Signal::CONT]).is_some()
+}
+
 /// Gives the caller's group what the terminal gave the leader's: without us both were one, and a script's
 /// loop ends because the shell got the signal too.
 fn pass_on(ending: Ending, from_terminal: Option<Signal>) {
@@ -253,7 +285,7 @@ fn pass_on(ending: Ending, from_terminal: Option<Signal>) {
 pub fn say(message: &str) {
     const PATIENCE: Duration = Duration::from_millis(200);
     let stderr = io::stderr();
-    if waits::writable(stderr.as_fd(), PATIENCE) {
+    if waits::writable(stderr.as_fd(), Some(PATIENCE)) {
         let _ = writeln!(stderr.lock(), "agent-run: {message}");
     }
 }

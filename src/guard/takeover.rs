@@ -12,6 +12,7 @@ use crate::exit::{self, Ending, Facts, Reason};
 use crate::registry::record::{End, State};
 use crate::registry::store;
 use crate::sys::clock::{BootTime, Timer};
+use crate::sys::process;
 use crate::sys::signal::{Signal, SignalQueue};
 use crate::sys::waits;
 use crate::teardown::prey::ProcessTree;
@@ -29,8 +30,9 @@ impl Guard {
         if let Some(keeper) = &mut self.keeper {
             keeper.take_back();
         }
-        let mut tree =
-            ProcessTree::new(seen.leader.or(self.run.record.leader.as_ref().map(|leader| leader.pid)));
+        // A leader that the supervisor has reaped is nobody's any more.
+        let leader = seen.leader.or(self.run.record.leader.as_ref().map(|leader| leader.pid));
+        let mut tree = ProcessTree::new(leader.filter(|leader| process::is_own_child(*leader)));
         let verified = self.end_tree(&mut tree, queue, timer);
         let survivors = if verified { Vec::new() } else { tree.survivors() };
         if verified {
@@ -51,11 +53,14 @@ impl Guard {
         let signal = self.spec.signal;
         let mut progress = Progress::begin(self.spec.grace, BootTime::now());
         tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
-        if let Some(leader) = &self.run.record.leader {
-            tree.note_asked(leader.pid);
-        }
-        tree.ask(signal, signal);
+        let mut asked = false;
         while !tree.is_empty() {
+            if !asked {
+                // The leader may have been told by the kernel already (PR_SET_PDEATHSIG), or not: a change of user
+                // clears that. Twice is better than never.
+                tree.ask(signal, signal);
+                asked = true;
+            }
             match progress.due(BootTime::now()) {
                 Due::Nothing => {}
                 Due::Kill { .. } => tree.kill(),

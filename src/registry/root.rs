@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use super::RegistryError;
 use crate::env as vars;
@@ -54,6 +55,15 @@ impl Root {
         let runs = open_or_make_in(&directory, "runs").map_err(failed("make 'runs'"))?;
         let ended = open_or_make_in(&directory, "ended").map_err(failed("make 'ended'"))?;
         Ok(Root { path: path.to_owned(), directory, runs, ended })
+    }
+
+    /// Returns whether nobody has looked for orphans within `span`, and notes that we do now.
+    pub(crate) fn is_time_to_look(&self, span: Duration) -> bool {
+        let stamp = self.path.join("looked");
+        let looked = fs::metadata(&stamp).and_then(|seen| seen.modified()).ok();
+        // A stamp from the future (a clock that was set back) counts as old.
+        let recent = looked.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < span);
+        !recent && File::create(stamp).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
     }
 
     /// Returns where the root is.

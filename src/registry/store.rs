@@ -73,6 +73,19 @@ impl LiveRun {
         Err(RegistryError::Io { what: "enter the run", path: root.path, source })
     }
 
+    /// Takes over the unfinished run `id` that nobody answers for; `None` if somebody does, if it is gone or
+    /// if its entry cannot be understood.
+    pub fn adopt(root: Root, id: &RunId) -> Option<LiveRun> {
+        let name = OsStr::new(id.as_str());
+        let directory = files::open_directory_in(&root.runs, name).ok()?;
+        directory.try_lock().ok()?;
+        // It may have been finished and moved before we had the lock.
+        let still_there =
+            files::open_directory_in(&root.runs, name).is_ok_and(|now| files::is_same(&now, &directory));
+        let record = read_record(&directory).ok()?;
+        still_there.then_some(LiveRun { record, directory, root })
+    }
+
     /// Returns the run's id.
     pub fn id(&self) -> &RunId {
         &self.record.id
@@ -96,6 +109,12 @@ impl LiveRun {
     /// Writes the entry.
     pub fn save(&self) -> io::Result<()> {
         write_record(&self.directory, &self.record)
+    }
+
+    /// Returns the tree lock, to ask who holds it.
+    pub fn open_tree_lock(&self) -> io::Result<TreeLock> {
+        let file = files::open_shared_in(&self.root.directory, TREE_LOCKS)?;
+        Ok(TreeLock { file, offset: self.id().number() })
     }
 
     /// Opens the tree lock: whoever inherits the descriptor keeps it held.
@@ -139,9 +158,11 @@ impl LiveRun {
         self.record.state = State::Finished;
         // The socket goes first: what is moved is a record and nothing else.
         files::remove_file_in(&self.directory, SOCKET)?;
-        self.save()?;
+        let saved = self.save();
+        // Moved even if the disk is too full to say more: what is over must not look like an orphan.
         let name = OsStr::new(self.record.id.as_str());
         files::rename_between(&self.root.runs, name, &self.root.ended, name)?;
+        saved?;
         if ended_need_pruning(&self.root) {
             prune_ended(&self.root);
         }
@@ -152,6 +173,25 @@ impl LiveRun {
     pub fn forget(self) {
         // What cannot be removed now is an orphan without processes, which the next sweep removes.
         let _ = files::remove_tree_in(&self.root.runs, OsStr::new(self.record.id.as_str()));
+    }
+}
+
+/// A run's tree lock, as somebody else sees it.
+#[derive(Debug)]
+pub struct TreeLock {
+    file: File,
+    offset: u64,
+}
+
+impl TreeLock {
+    /// Returns whether any process holds it.
+    pub fn is_held(&self) -> bool {
+        files::is_byte_locked(&self.file, self.offset).unwrap_or(false)
+    }
+
+    /// Returns whether `pid` has a descriptor through which it is held.
+    pub fn is_held_by(&self, pid: Pid) -> bool {
+        files::holds_byte(pid, &self.file, self.offset)
     }
 }
 
@@ -268,7 +308,8 @@ fn is_locked(directory: &File) -> bool {
     match directory.try_lock_shared() {
         Ok(()) => directory.unlock().is_err(),
         Err(TryLockError::WouldBlock) => true,
-        Err(TryLockError::Error(_)) => false,
+        // Whoever cannot ask must not take it for free.
+        Err(TryLockError::Error(_)) => true,
     }
 }
 
@@ -278,11 +319,13 @@ pub fn runs(root: &Root) -> Vec<SeenRun> {
         .into_iter()
         .filter_map(|id| {
             let directory = files::open_directory_in(&root.runs, OsStr::new(id.as_str())).ok()?;
+            // The lock first: a record that is read after it was seen free is the last one.
+            let locked = is_locked(&directory);
             let record = read_record(&directory);
-            let state = match (&record, is_locked(&directory)) {
-                (_, false) => State::Orphaned,
-                (Ok(record), true) => record.state,
-                (Err(_), true) => State::Running,
+            let state = match &record {
+                Ok(record) if locked || record.state == State::Finished => record.state,
+                Err(_) if locked => State::Running,
+                _ => State::Orphaned,
             };
             // It may have finished while we looked: then it is found among the finished.
             let gone =
@@ -304,6 +347,22 @@ pub fn guards_within(root: &Root, outer: &RunId) -> Vec<Pid> {
         .filter(|guard| guard.pin().is_some())
         .map(|guard| guard.pid)
         .collect()
+}
+
+/// Removes what was being entered when its launcher was killed: it has no id yet and nobody has it locked.
+pub fn remove_unfinished_entries(root: &Root) {
+    let entries = fs::read_dir(root.path.join("runs")).into_iter().flatten().flatten();
+    for name in
+        entries.map(|entry| entry.file_name()).filter(|name| name.as_encoded_bytes().starts_with(b".new-"))
+    {
+        let Ok(directory) = files::open_directory_in(&root.runs, &name) else { continue };
+        // Between its making and its locking there is a moment; older than that it is nobody's.
+        let age =
+            directory.metadata().and_then(|seen| seen.modified()).ok().and_then(|made| made.elapsed().ok());
+        if age.is_some_and(|age| age > Duration::from_secs(60)) && directory.try_lock().is_ok() {
+            let _ = files::remove_tree_in(&root.runs, &name);
+        }
+    }
 }
 
 /// Returns the finished runs, the one that ended last first.

@@ -182,7 +182,7 @@ impl Driver {
         }
         self.take_in(Event::LeaderEnded(ended));
         if self.machine.verdict().is_none() {
-            self.link.send(&ToGuard::LeaderEnded { signal: signal_of(ended) });
+            self.link.send(&ToGuard::LeaderEnded { by_itself: self.machine.died_by_itself_of() });
         }
     }
 
@@ -204,6 +204,8 @@ impl Driver {
     }
 
     fn tick(&mut self) {
+        // Nothing is given up before a last look.
+        self.carry_out(Vec::new());
         self.take_in(Event::Tick);
         let actions = self.machine.judge_idleness(BootTime::now());
         self.carry_out(actions);
@@ -247,13 +249,13 @@ impl Driver {
         let _ = reply.send(answer);
     }
 
-    /// The loop could not run: ends the tree by SIGKILL, looking a thousand times a second.
+    /// The loop could not run: ends the tree all the same, with grace, looking a hundred times a second.
     fn end_blindly(&mut self) {
-        self.take_in(Event::Stop { grace: Some(Duration::ZERO) });
+        self.take_in(Event::GuardLost);
         while self.machine.verdict().is_none() {
             self.look_at_children();
-            self.take_in(Event::Tick);
-            let _ = crate::sys::waits::any(&[], Some(Duration::from_millis(1)));
+            self.tick();
+            let _ = crate::sys::waits::any(&[], Some(Duration::from_millis(10)));
         }
     }
 
@@ -279,9 +281,9 @@ impl Driver {
         if !self.guard_lost {
             self.wake_guard();
         }
-        let leader_signal = leader.and_then(signal_of);
-        let restore_modes = leader_signal.is_some() || reason == Reason::SupervisorLost;
-        (self.link, ToGuard::Over { ending, message, leader_signal, restore_modes })
+        let by_itself = self.machine.died_by_itself_of();
+        let restore_modes = matches!(leader, Some(Ended::Signaled(_))) || reason == Reason::SupervisorLost;
+        (self.link, ToGuard::Over { ending, message: message.map(shorten), by_itself, restore_modes })
     }
 
     /// A guard that was stopped with its shell's job must run to take the end in.
@@ -313,10 +315,13 @@ impl Driver {
     }
 }
 
-fn signal_of(ended: Ended) -> Option<Signal> {
-    match ended {
-        Ended::Signaled(signal) => Some(signal),
-        Ended::Exited(_) => None,
+/// A packet has room for a line, not for a page.
+fn shorten(message: String) -> String {
+    const LONGEST: usize = 4_000;
+    if message.len() <= LONGEST {
+        message
+    } else {
+        message.chars().take(LONGEST / 4).chain(['…']).collect()
     }
 }
 

@@ -14,6 +14,10 @@ use crate::teardown::progress::{Due, Progress};
 /// looks at least this far apart: a thousand processes may die within a moment.
 const ASK_PAUSE: Duration = Duration::from_millis(20);
 
+/// A signal that comes again within this time is the same press, told twice: `timeout -s INT` signals the
+/// process and then its group, npm repeats to its child what the terminal has sent to both.
+const SAME_PRESS: Duration = Duration::from_millis(200);
+
 /// Something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -27,7 +31,7 @@ pub enum Event {
     Tick,
     /// A signal to guard or supervisor asks for the end.
     Signalled(Signal),
-    /// The guard is dead.
+    /// The guard is dead, or we cannot go on ourselves.
     GuardLost,
     /// Somebody asked for the end.
     Stop {
@@ -121,13 +125,15 @@ pub struct Machine {
     lease: Option<Lease>,
     idle: Option<IdleWatch>,
     leader: Option<Ended>,
+    /// The leader ended while nobody had asked for it.
+    by_itself: bool,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Running,
-    Ending { reason: Reason, first: Signal, progress: Progress, ask_at: Option<BootTime> },
+    Ending { reason: Reason, first: Signal, progress: Progress, ask_at: Option<BootTime>, begun: BootTime },
     Over(Verdict),
 }
 
@@ -155,7 +161,7 @@ impl Machine {
     /// A run whose leader has just been started.
     pub fn new(policy: Policy, lease: Option<Lease>, now: BootTime) -> Machine {
         let idle = policy.idle.map(|limit| IdleWatch::begin(limit, now));
-        Machine { policy, lease, idle, leader: None, phase: Phase::Running }
+        Machine { policy, lease, idle, leader: None, by_itself: false, phase: Phase::Running }
     }
 
     /// Returns when a [`Event::Tick`] is wanted.
@@ -196,6 +202,14 @@ impl Machine {
         }
     }
 
+    /// Returns the signal that the leader died of before any teardown had begun.
+    pub fn died_by_itself_of(&self) -> Option<Signal> {
+        match self.leader {
+            Some(Ended::Signaled(signal)) if self.by_itself => Some(signal),
+            _ => None,
+        }
+    }
+
     /// Takes `event` in at `now`, and returns what is to be done, in this order.
     pub fn step(&mut self, event: Event, now: BootTime) -> Vec<Action> {
         match event {
@@ -218,6 +232,7 @@ impl Machine {
 
     fn leader_ended(&mut self, ended: Ended, now: BootTime) -> Vec<Action> {
         self.leader = Some(ended);
+        self.by_itself = self.is_running();
         match self.phase {
             Phase::Running => {
                 let reason = match ended {
@@ -315,7 +330,10 @@ impl Machine {
             Phase::Running => self.end(Reason::Signal, signal, None, now),
             // A second Ctrl-C, or the first during a teardown, is impatience. Others are repeated by
             // harnesses as a matter of course.
-            Phase::Ending { progress, .. } if [Signal::INT, Signal::QUIT].contains(&signal) => {
+            Phase::Ending { progress, begun, .. } if [Signal::INT, Signal::QUIT].contains(&signal) => {
+                if now.saturating_since(*begun) < SAME_PRESS {
+                    return Vec::new();
+                }
                 progress.kill_now(now);
                 self.teardown_due(now)
             }
@@ -353,7 +371,7 @@ impl Machine {
             _ => actions.push(Action::Ask { group: first, rest: self.policy.signal }),
         }
         let ask_at = (!progress.is_killing()).then_some(now + ASK_PAUSE);
-        self.phase = Phase::Ending { reason, first, progress, ask_at };
+        self.phase = Phase::Ending { reason, first, progress, ask_at, begun: now };
         actions
     }
 }

@@ -119,7 +119,9 @@ fn a_second_press_kills_and_a_second_term_does_not() {
         let mut machine = machine();
         let first = machine.step(Event::Signalled(Signal::INT), at(5));
         assert_eq!(first, [ENTER, Action::Ask { group: Signal::INT, rest: Signal::TERM }]);
-        assert_eq!(machine.step(Event::Signalled(again), at(6)), expected, "{again}");
+        // The same press, told twice.
+        assert_eq!(machine.step(Event::Signalled(again), at(204)), []);
+        assert_eq!(machine.step(Event::Signalled(again), at(205)), expected, "{again}");
     }
 }
 
@@ -158,8 +160,10 @@ fn no_grace_means_sigkill_at_once() {
 fn what_cannot_be_killed_is_said() {
     let mut machine = machine();
     machine.step(Event::Stop { grace: None }, at(0));
-    machine.step(Event::Tick, at(300));
-    let (_, verdict) = play(&mut machine, &[(10_300, Event::Tick)]);
+    for time in (300..=10_400).step_by(10) {
+        machine.step(Event::Tick, at(time));
+    }
+    let verdict = machine.verdict();
     assert_eq!(verdict.map(|v| (v.verified, v.ending)), Some((false, Ending::Code(125))));
 }
 
@@ -200,4 +204,18 @@ fn the_cpu_limit_has_its_own_reason() {
         let (_, verdict) = play(&mut machine, &script);
         assert_eq!(verdict.map(|v| v.reason), Some(reason));
     }
+}
+
+#[test]
+fn who_died_by_itself_is_told_from_who_was_asked() {
+    let int = Event::LeaderEnded(Ended::Signaled(Signal::INT));
+    let mut alone = machine();
+    alone.step(int, at(5));
+    assert_eq!(alone.died_by_itself_of(), Some(Signal::INT));
+    let mut asked = machine();
+    play(&mut asked, &[(5, Event::Signalled(Signal::INT)), (6, int)]);
+    assert_eq!(asked.died_by_itself_of(), None);
+    let mut exited_first = machine();
+    exited_first.step(exited(130), at(5));
+    assert_eq!(exited_first.died_by_itself_of(), None);
 }

@@ -77,6 +77,9 @@ pub fn run(mut handover: Handover) -> ! {
     signal::exit_now(0)
 }
 
+/// For the runtime, the signals, the timer, and a connection or two.
+const DESCRIPTORS_AFTERWARDS: usize = 10;
+
 /// The started command, and what was set up for it.
 struct Supervised {
     leader: Pid,
@@ -103,23 +106,23 @@ impl Supervised {
         run.record.supervisor = ProcessRef::of_own(process::own_pid());
         let control = net::listen_in(run.directory(), SOCKET)
             .map_err(LaunchFailure::own("cannot make the control socket"))?;
-        let prepared =
-            log.take().map(relay::prepare).transpose().map_err(LaunchFailure::own("cannot make pipes"))?;
-        let (prepared, ends) = prepared.unzip();
+        let relay = log.take().map(|log| relay::start(&log)).transpose();
+        let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
         let setup = leader_setup(spec, run, terminal.take())
             .map_err(LaunchFailure::own("cannot make the tree lock"))?;
+        // Nothing may fail once the command is there, so what is opened then has its descriptors now.
+        let reserve = files::reserve_descriptors(DESCRIPTORS_AFTERWARDS)
+            .map_err(LaunchFailure::own("there are too few descriptors (ulimit -n)"))?;
         let child =
             spawn::leader(command(spec, run, ends), setup).map_err(|error| not_started(spec, &error))?;
+        drop(reserve);
         let leader = child.id() as Pid;
         let now = BootTime::now();
         let lease = spec.ttl.map(|ttl| Lease::grant(ttl, now));
         link.send(&ToGuard::Spawned { leader, deadline: lease.map(|lease| lease.deadline()) });
-        let relay = prepared
-            .map(relay::Prepared::start)
-            .transpose()
-            .map_err(LaunchFailure::own("cannot start a thread"))?;
         // Only /dev/null is opened for it; without, we hold on to what the caller gave.
         let _ = spawn::let_go_of(&[0, 1, 2]);
+        inherit::close_callers_others();
         run.record.leader = ProcessRef::of_own(leader);
         run.record.state = State::Running;
         run.record.set_deadline(lease.map(|lease| lease.deadline()), spec.ttl);
@@ -204,7 +207,7 @@ fn not_started(spec: &RunSpec, error: &io::Error) -> LaunchFailure {
         }
         _ => (exit::NOT_EXECUTABLE, error.to_string()),
     };
-    let shown = spec.command[0].to_string_lossy();
+    let shown: String = spec.command[0].to_string_lossy().chars().take(200).collect();
     LaunchFailure { code, message: format!("cannot run '{}': {why}", shown.escape_debug()) }
 }
 
@@ -233,5 +236,5 @@ fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) 
     };
     let more = conclude(&mut run, &spec, &outcome, &mut events);
     let message = more.map_or(failure.message.clone(), |more| format!("{}; {more}", failure.message));
-    (link, ToGuard::Over { ending, message: Some(message), leader_signal: None, restore_modes: false })
+    (link, ToGuard::Over { ending, message: Some(message), by_itself: None, restore_modes: false })
 }

@@ -32,43 +32,29 @@ pub(super) struct CommandEnds {
     pub(super) stderr: OwnedFd,
 }
 
-/// Pipes that are made before the command, and threads that are made after it.
-#[derive(Debug)]
-pub(super) struct Prepared {
-    log: File,
-    streams: Vec<(io::PipeReader, OwnedFd)>,
-}
-
-/// Makes the pipes, and takes copies of the caller's stdout and stderr.
-pub(super) fn prepare(log: File) -> io::Result<(Prepared, CommandEnds)> {
+/// Makes the pipes and starts the threads, before the command is there: what can fail must not fail
+/// afterwards. Its parent is the first thread all the same (PR_SET_PDEATHSIG is per thread).
+pub(super) fn start(log: &File) -> io::Result<(Relay, CommandEnds)> {
     let (stdout, stdout_end) = io::pipe()?;
     let (stderr, stderr_end) = io::pipe()?;
     let callers_out = io::stdout().as_fd().try_clone_to_owned()?;
     let callers_err = io::stderr().as_fd().try_clone_to_owned()?;
-    let streams = vec![(stdout, callers_out), (stderr, callers_err)];
-    Ok((Prepared { log, streams }, CommandEnds { stdout: stdout_end.into(), stderr: stderr_end.into() }))
-}
-
-impl Prepared {
-    /// Starts the threads. To be called after the command was started: its parent's other threads
-    /// must not be the ones that started it (PR_SET_PDEATHSIG is per thread).
-    pub(super) fn start(self) -> io::Result<Relay> {
-        let moved = Arc::new(AtomicU64::new(0));
-        let (signal, leader_lives) = io::pipe()?;
-        let (finished, done) = channel();
-        for (from, to) in self.streams {
-            let stream = Stream {
-                from,
-                to: to.into(),
-                log: self.log.try_clone()?,
-                leader_ended: signal.try_clone()?,
-                moved: Arc::clone(&moved),
-                finished: finished.clone(),
-            };
-            thread::Builder::new().name("relay".to_owned()).spawn(move || stream.run())?;
-        }
-        Ok(Relay { moved, leader_lives: Some(leader_lives), done })
+    let moved = Arc::new(AtomicU64::new(0));
+    let (signal, leader_lives) = io::pipe()?;
+    let (finished, done) = channel();
+    for (from, to) in [(stdout, callers_out), (stderr, callers_err)] {
+        let stream = Stream {
+            from,
+            to: to.into(),
+            log: log.try_clone()?,
+            leader_ended: signal.try_clone()?,
+            moved: Arc::clone(&moved),
+            finished: finished.clone(),
+        };
+        thread::Builder::new().name("relay".to_owned()).spawn(move || stream.run())?;
     }
+    let relay = Relay { moved, leader_lives: Some(leader_lives), done };
+    Ok((relay, CommandEnds { stdout: stdout_end.into(), stderr: stderr_end.into() }))
 }
 
 impl Relay {
@@ -113,7 +99,7 @@ impl Stream {
         let mut buffer = vec![0; 64 * 1024];
         // Leaving the loop closes our end, so that the command learns that nobody reads, as without us.
         while let Ok(length) = self.read(&mut buffer) {
-            if length == 0 || self.to.write_all(&buffer[..length]).is_err() {
+            if length == 0 || self.pass_on(&buffer[..length]).is_err() {
                 break;
             }
             // A full disk must not stop the output.
@@ -121,6 +107,21 @@ impl Stream {
             self.moved.fetch_add(length as u64, Ordering::Relaxed);
         }
         let _ = self.finished.send(());
+    }
+
+    /// Writes all of `bytes` to the caller, whose descriptor somebody may have made non-blocking.
+    fn pass_on(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.to.write(bytes) {
+                Ok(length) => bytes = &bytes[length..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    waits::writable(self.to.as_fd(), None);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Reads what there is; 0 at the end, or when the leader has ended and the pipe is empty.

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::dir::{Dir, Type};
@@ -62,6 +63,16 @@ pub fn open_file_in(parent: &File, name: &str) -> io::Result<File> {
     Ok(File::from(openat(parent, name, flags, Mode::empty())?))
 }
 
+/// Opens `count` descriptors, so that as many can be opened when they are dropped.
+pub fn reserve_descriptors(count: usize) -> io::Result<Vec<File>> {
+    let first = File::open("/dev/null")?;
+    let more: io::Result<Vec<File>> = (1..count).map(|_| first.try_clone()).collect();
+    more.map(|mut all| {
+        all.push(first);
+        all
+    })
+}
+
 /// Takes over a descriptor that the caller left open for us; from here on nobody inherits it. `None` if
 /// there is none, or if it is a standard one.
 pub fn take_descriptor(number: i32) -> Option<File> {
@@ -84,6 +95,31 @@ pub fn is_byte_locked(file: &File, offset: u64) -> io::Result<bool> {
     let mut lock = byte_lock(offset);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
+/// Returns whether `pid` has a descriptor of `file` through which the byte at `offset` is locked: the lock is
+/// told in `/proc/PID/fdinfo/FD` (Linux 4.1, proc_pid_fdinfo(5)).
+pub fn holds_byte(pid: i32, file: &File, offset: u64) -> bool {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.into_iter().any(|entry| {
+        let same = std::fs::File::metadata(file).ok().zip(std::fs::metadata(entry.path()).ok());
+        let same = same.is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()));
+        let info = || {
+            let number = entry.file_name().to_string_lossy().into_owned();
+            std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap_or_default()
+        };
+        let locks_it = |line: &str| {
+            let start = line.split_whitespace().nth_back(1).and_then(|start| start.parse::<u64>().ok());
+            line.starts_with("lock:") && line.contains("OFDLCK") && start == Some(offset)
+        };
+        same && info().lines().any(locks_it)
+    })
+}
+
+/// Returns whether both are the same file.
+pub fn is_same(one: &File, other: &File) -> bool {
+    let identity = |file: &File| file.metadata().map(|seen| (seen.dev(), seen.ino())).ok();
+    identity(one).is_some() && identity(one) == identity(other)
 }
 
 fn byte_lock(offset: u64) -> libc::flock {
@@ -227,7 +263,8 @@ impl Flattener<'_> {
         }
         if SFlag::from_bits_truncate(seen.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
             // Moving a directory changes its "..", so it must be writable; emptying it needs the rest.
-            fchmodat(directory, name, Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink)?;
+            // ENOTSUP from a glibc before 2.32; then the modes that it has must do.
+            let _ = fchmodat(directory, name, Mode::S_IRWXU, FchmodatFlags::NoFollowSymlink);
         }
         renameat(directory, name, self.top, self.waiting_name(self.moved).as_c_str())?;
         self.moved += 1;

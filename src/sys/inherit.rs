@@ -16,6 +16,8 @@ static IGNORED: AtomicU64 = AtomicU64::new(0);
 static BLOCKED: AtomicU64 = AtomicU64::new(0);
 /// Bit n is set if descriptor n (0 to 2) was closed.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
+/// Bit n % 64 of word n / 64 is set if descriptor n was open; those of 0 to 2 are not used.
+static OPEN: [AtomicU64; 16] = [const { AtomicU64::new(0) }; 16];
 /// Where the arguments lie, to rename the supervisor.
 static ARGUMENTS: AtomicPtr<c_char> = AtomicPtr::new(std::ptr::null_mut());
 static ARGUMENTS_LENGTH: AtomicUsize = AtomicUsize::new(0);
@@ -32,8 +34,52 @@ extern "C" fn capture(argc: c_int, argv: *const *const c_char) {
             CLOSED.fetch_or(1 << fd, Ordering::Relaxed);
         }
     }
+    capture_descriptors();
     if cfg!(target_env = "gnu") {
         capture_arguments(argc, argv);
+    }
+}
+
+/// One poll(2) tells of a thousand descriptors which are open: POLLNVAL says of one that it is not.
+fn capture_descriptors() {
+    let mut limit = MaybeUninit::<libc::rlimit>::zeroed();
+    // SAFETY: a valid resource and place; more descriptors than the limit would be EINVAL.
+    let most = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr());
+        limit.assume_init().rlim_cur.min(64 * OPEN.len() as u64) as usize
+    };
+    let mut polled = [libc::pollfd { fd: 0, events: 0, revents: 0 }; 64 * OPEN.len()];
+    for (number, entry) in polled.iter_mut().enumerate() {
+        entry.fd = number as c_int;
+    }
+    // SAFETY: `most` entries are there; a timeout of 0 does not wait.
+    if unsafe { libc::poll(polled.as_mut_ptr(), most as libc::nfds_t, 0) } < 0 {
+        return;
+    }
+    for (number, entry) in polled[..most].iter().enumerate().skip(3) {
+        if entry.revents & libc::POLLNVAL == 0 {
+            OPEN[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Closes what the caller left open beside the standard descriptors: the command has it, and whoever
+/// reads the other end must not wait for us. What is ours is close-on-exec, and stays.
+pub fn close_callers_others() {
+    for (index, word) in OPEN.iter().enumerate() {
+        let mut bits = word.swap(0, Ordering::Relaxed);
+        while bits != 0 {
+            let number = (index * 64) as c_int + bits.trailing_zeros() as c_int;
+            bits &= bits - 1;
+            // SAFETY: F_GETFD only reads. A descriptor without FD_CLOEXEC was inherited, since we open none
+            // such, so nobody in this process owns it.
+            unsafe {
+                let flags = libc::fcntl(number, libc::F_GETFD);
+                if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+                    libc::close(number);
+                }
+            }
+        }
     }
 }
 

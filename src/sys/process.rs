@@ -44,6 +44,8 @@ pub struct Stat {
     pub group: Pid,
     /// The session.
     pub session: Pid,
+    /// Threads that have not ended.
+    pub threads: u64,
     /// CPU time used, in clock ticks (user and system; waited-for children not counted).
     pub cpu_ticks: u64,
     /// Start, in clock ticks after boot.
@@ -74,6 +76,7 @@ impl Stat {
             parent: signed(4)?,
             group: signed(5)?,
             session: signed(6)?,
+            threads: number(20)?,
             cpu_ticks: number(14)? + number(15)?,
             start_time: number(22)?,
             resident_pages: number(24)?,
@@ -85,9 +88,10 @@ impl Stat {
         self.state == b'T'
     }
 
-    /// True for a process that is dead and only waits to be reaped.
+    /// True for a process that is dead and only waits to be reaped. One whose first thread has ended while
+    /// others go on has the state of a zombie too, and is not dead.
     pub fn is_dead(&self) -> bool {
-        matches!(self.state, b'Z' | b'X')
+        matches!(self.state, b'Z' | b'X') && self.threads <= 1
     }
 }
 
@@ -248,6 +252,17 @@ pub enum Change {
     Continued,
 }
 
+/// Returns whether `pid` is a child of ours that we have not reaped.
+pub fn is_own_child(pid: Pid) -> bool {
+    !wait_now(Whom::Child(pid), libc::WEXITED | libc::WNOWAIT)
+        .is_err_and(|error| error.raw_os_error() == Some(libc::ECHILD))
+}
+
+/// Returns whether /proc is that of our own pid namespace: else its numbers mean other processes.
+pub fn proc_is_ours() -> bool {
+    std::fs::read_link("/proc/self").is_ok_and(|own| own.as_os_str() == own_pid().to_string().as_str())
+}
+
 /// Which child is asked about.
 #[derive(Clone, Copy, Debug)]
 pub enum Whom {
@@ -370,9 +385,22 @@ mod tests {
             assert_eq!((stat.pid, stat.parent, stat.group, stat.session), (77, 1, 42, 7));
             assert_eq!((stat.cpu_ticks, stat.start_time, stat.resident_pages), (33, 12345, 99));
             assert_eq!(stat.state, b'S');
+            assert_eq!(stat.threads, 1);
         }
         for broken in ["", "77", "77 (sh", "77 (sh) S 1 2", "x (sh) S"] {
             assert_eq!(Stat::parse(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_dead_first_thread_is_not_a_dead_process() {
+        let line = |state: char, threads: u32| {
+            format!("7 (x) {state} 1 7 7 0 -1 0 0 0 0 0 1 1 0 0 20 0 {threads} 0 5 0 0 0")
+        };
+        for (state, threads, dead) in
+            [('Z', 1, true), ('Z', 0, true), ('Z', 2, false), ('S', 1, false), ('X', 1, true)]
+        {
+            assert_eq!(Stat::parse(&line(state, threads)).unwrap().is_dead(), dead, "{state} {threads}");
         }
     }
 

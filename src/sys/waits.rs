@@ -30,10 +30,10 @@ pub fn readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<boo
     Ok(any(&[(fd, true)], timeout)?[0])
 }
 
-/// Returns whether `fd` takes bytes within `timeout` (for a last word that must not block).
-pub fn writable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
+/// Blocks until `fd` takes bytes or `timeout` is over; returns whether it does.
+pub fn writable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
     let mut polled = [PollFd::new(fd, PollFlags::POLLOUT)];
-    let ready = poll(&mut polled, milliseconds(Some(timeout)));
+    let ready = poll(&mut polled, milliseconds(timeout));
     ready.is_ok() && polled[0].revents().is_some_and(|seen| seen == PollFlags::POLLOUT)
 }
 

@@ -9,5 +9,6 @@
 //! 3. SIGKILL to all that is there, again and again, since a process can fork faster than one look.
 //! 4. After ten seconds of that, what is left is named.
 
+pub mod marks;
 pub mod prey;
 pub mod progress;

@@ -90,6 +90,7 @@ impl ProcessTree {
     /// Asks all that has not been asked yet to end: `to_group` goes to the leader's process group
     /// at once, `to_rest` to every other process, SIGCONT to both.
     pub fn ask(&mut self, to_group: Signal, to_rest: Signal) {
+        self.reap_behind_leader();
         let group = self.pinned_group();
         if let Some(group) = group.filter(|_| self.asked.is_empty()) {
             // Members are noted first: who joins the group later is asked by the walk.
@@ -111,13 +112,6 @@ impl ProcessTree {
     pub fn ask_again(&mut self, signal: Signal) {
         self.asked.clear();
         self.ask_new(signal);
-    }
-
-    /// Notes who was asked by others already (the kernel, by PR_SET_PDEATHSIG).
-    pub fn note_asked(&mut self, pid: Pid) {
-        if let Some(stat) = process::Stat::read(pid) {
-            self.asked.insert((pid, stat.start_time));
-        }
     }
 
     fn note_group(&mut self, group: Pid) {

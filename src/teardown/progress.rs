@@ -13,6 +13,9 @@ pub const KILL_FOR: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// Who wakes so much too late has not waited, but slept.
+const OVERSLEPT: Duration = Duration::from_secs(1);
+
 /// Where a teardown stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
@@ -81,6 +84,11 @@ impl Progress {
                     Phase::Killing { until: now + KILL_FOR, next: now + FIRST_PAUSE, pause: FIRST_PAUSE };
                 Due::Kill { first: true }
             }
+            // Nobody looked for a while (the machine slept): the ten seconds were not used.
+            Phase::Killing { next, pause, .. } if now.saturating_since(next) > OVERSLEPT => {
+                self.phase = Phase::Killing { until: now + OVERSLEPT, next: now + pause, pause };
+                Due::Kill { first: false }
+            }
             Phase::Killing { until, .. } if now >= until => Due::GiveUp,
             Phase::Killing { next, .. } if now < next => Due::Nothing,
             Phase::Killing { until, pause, .. } => {
@@ -116,8 +124,12 @@ mod tests {
         assert!(progress.is_killing());
         assert_eq!(progress.due(at(300)), Due::Nothing);
         assert_eq!(progress.due(at(301)), Due::Kill { first: false });
-        assert_eq!(progress.due(at(10_299)), Due::Kill { first: false });
-        assert_eq!(progress.due(at(10_300)), Due::GiveUp);
+        let mut now = progress.wake_at();
+        while now < at(10_300) {
+            assert_eq!(progress.due(now), Due::Kill { first: false });
+            now = progress.wake_at();
+        }
+        assert_eq!(progress.due(now), Due::GiveUp);
     }
 
     #[test]
@@ -133,7 +145,24 @@ mod tests {
         assert_eq!(progress.due(at(100)), Due::Kill { first: true });
         // Once it kills, the press changes nothing: the ten seconds are not begun anew.
         progress.kill_now(at(200));
-        assert_eq!(progress.due(at(10_100)), Due::GiveUp);
+        let mut now = progress.wake_at();
+        while progress.due(now) != Due::GiveUp {
+            assert!(now < at(10_200));
+            now = progress.wake_at();
+        }
+    }
+
+    #[test]
+    fn a_machine_that_slept_does_not_give_up_unseen() {
+        let mut progress = Progress::begin(Duration::ZERO, at(0));
+        progress.due(at(0));
+        assert_eq!(progress.due(at(60_000)), Due::Kill { first: false });
+        assert_eq!(progress.due(at(60_500)), Due::Kill { first: false });
+        let mut now = progress.wake_at();
+        while progress.due(now) != Due::GiveUp {
+            assert!(now < at(61_300));
+            now = progress.wake_at();
+        }
     }
 
     #[test]

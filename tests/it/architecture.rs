@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 14] = [
     &["cli"],
     &["client", "settings", "failure"],
     &["launch"],
-    &["guard", "supervisor"],
+    &["guard", "supervisor", "recover"],
     &["ending"],
     &["teardown", "rundir", "control"],
     &["usage"],

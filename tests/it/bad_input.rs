@@ -184,7 +184,7 @@ fn with_mounts(place: &Place, script: &str) -> Option<Done> {
     let done = finish(command);
     if done.stderr.contains("unshare:") {
         // A machine that lets nobody make a user namespace (some containers); said, not hidden.
-        eprintln!("skipped: {}", done.stderr);
+        crate::harness::skipped(&done.stderr);
         return None;
     }
     Some(done)

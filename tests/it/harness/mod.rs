@@ -292,6 +292,12 @@ impl Running {
     }
 }
 
+/// Says that this machine cannot run a test.
+#[allow(clippy::print_stderr, reason = "a person reads what was not tested")]
+pub(crate) fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
 /// True if `pid` is gone or a zombie.
 pub(crate) fn is_dead(pid: i32) -> bool {
     agent_run::sys::process::Stat::read(pid).is_none_or(|stat| stat.is_dead())

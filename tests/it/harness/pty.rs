@@ -94,13 +94,26 @@ impl Pty {
         before
     }
 
+    /// Presses `key` again and again until `text` is printed: a program may not listen yet when it prompts.
+    #[track_caller]
+    pub(crate) fn press_until(&mut self, key: &str, text: &str) {
+        wait_until(&format!("{key:?} makes the terminal show {text:?}"), || {
+            self.send(key);
+            let screen = self.screen();
+            let found = screen[self.mark..].find(text);
+            self.mark += found.map_or(0, |at| at + text.len());
+            found.is_some()
+        });
+    }
+
     /// Types a command and returns what it printed, when the prompt is back.
     #[track_caller]
     pub(crate) fn ask(&mut self, command: &str) -> String {
-        self.line(&format!("{command}; echo 'EN''D'"));
+        self.line(&format!("echo 'BE''GIN'; {command}; echo 'EN''D'"));
+        self.expect("BEGIN\r\n");
         let answer = self.expect("END\r\n");
         self.expect(PROMPT);
-        answer.lines().skip(1).collect::<Vec<_>>().join("\n")
+        answer.lines().collect::<Vec<_>>().join("\n")
     }
 
     /// The terminal's modes as a command finds them.

@@ -37,6 +37,7 @@ fn one(verb: &str, after: &[String]) -> usize {
     match verb {
         "ignore" => after[0].split(',').for_each(|name| set(signal(name), libc::SIG_IGN)),
         "touch" => fs::write(&after[0], std::process::id().to_string()).expect("touch"),
+        "await" => await_file(&after[0]),
         "append" => {
             let mut file = fs::OpenOptions::new().create(true).append(true).open(&after[0]).expect("append");
             writeln!(file, "{}", std::process::id()).expect("append");
@@ -55,6 +56,8 @@ fn one(verb: &str, after: &[String]) -> usize {
             let length = block_length(&after[1..]);
             HANDLERS.lock().unwrap().push((signal(&after[0]), after[1..length].to_vec()));
             set(signal(&after[0]), note as *const () as libc::sighandler_t);
+            // Taken in `pause` alone, so that none falls between two lines.
+            mask(libc::SIG_BLOCK, signal(&after[0]));
             return 1 + length;
         }
         "pause" => {
@@ -85,6 +88,7 @@ fn without_argument(verb: &str, after: &[String]) {
             for fd in 0..1024 {
                 unsafe { libc::close(fd) };
             }
+            (1..32).for_each(|number| mask(libc::SIG_UNBLOCK, number));
             let error = Command::new("/proc/self/exe").args(after).env_clear().exec();
             panic!("{error}");
         }
@@ -126,7 +130,11 @@ fn hop() {
 /// Waits for signals and carries out what `on` said about them.
 fn pause() {
     loop {
-        unsafe { libc::usleep(2_000_000) };
+        unsafe {
+            let mut none = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&mut none);
+            libc::sigsuspend(&none);
+        }
         let seen = LAST.swap(0, Ordering::SeqCst);
         let handler = HANDLERS
             .lock()
@@ -192,6 +200,22 @@ fn signal(name: &str) -> i32 {
 
 fn set(number: i32, action: libc::sighandler_t) {
     unsafe { libc::signal(number, action) };
+}
+
+fn mask(how: i32, number: i32) {
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, number);
+        libc::sigprocmask(how, &set, std::ptr::null_mut());
+    }
+}
+
+/// Waits until somebody has made `path`.
+fn await_file(path: &str) {
+    while fs::metadata(path).is_err() {
+        unsafe { libc::usleep(1000) };
+    }
 }
 
 fn die(number: i32) {

@@ -64,7 +64,8 @@ fn the_lease_ends_a_stopped_and_a_deaf_command_too() {
 #[test]
 fn what_the_command_leaves_behind_goes_with_it() {
     let place = Place::new();
-    let script = "daemon pause end session pause end child ignore TERM touch ../deaf pause end await ../deaf exit 4";
+    let script =
+        "daemon pause end session pause end child ignore TERM touch ../deaf pause end await ../deaf exit 4";
     let words: Vec<&str> = script.split(' ').collect();
     let done = place.run(&[&["-k", "200ms", misbehave()], &words[..]].concat());
     done.expect_code(4);

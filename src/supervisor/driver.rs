@@ -33,13 +33,17 @@ use crate::teardown::progress::KILL_FOR;
 
 /// Supervises the command to its end, and returns the channel with the last word for the guard.
 pub(super) fn drive(handover: Handover, supervised: Supervised) -> (Link, ToGuard) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Supervised { leader, control, relay, lease } = supervised;
     let mut driver = Driver::new(handover, leader, relay, lease);
-    // Without a runtime or queue (out of descriptors) we cannot know when to act: the run ends now.
-    let watched = runtime.and_then(|runtime| runtime.block_on(driver.watch(control)));
-    if watched.is_err() {
-        driver.end_blindly();
+    // A short command may be over before there is anything to wait by.
+    driver.look_at_children();
+    if driver.machine.verdict().is_none() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Without a runtime or queue (out of descriptors) we cannot know when to act: the run ends now.
+        let watched = runtime.and_then(|runtime| runtime.block_on(driver.watch(control)));
+        if watched.is_err() {
+            driver.end_blindly();
+        }
     }
     driver.conclude()
 }

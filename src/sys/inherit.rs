@@ -143,9 +143,13 @@ pub(super) fn restore() {
     // SAFETY: sigemptyset initialises the set.
     unsafe { libc::sigemptyset(mask.as_mut_ptr()) };
     for number in 1..=64 {
-        let action = if ignored >> (number - 1) & 1 == 1 { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: both are valid dispositions; KILL, STOP, 32 and 33 fail and change nothing.
-        unsafe { libc::signal(number, action) };
+        let was_ignored = ignored >> (number - 1) & 1 == 1;
+        // Handlers do not survive the exec; only SIGPIPE did we (Rust) ignore ourselves.
+        if was_ignored || number == libc::SIGPIPE {
+            let action = if was_ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+            // SAFETY: both are valid dispositions; an invalid number fails and changes nothing.
+            unsafe { libc::signal(number, action) };
+        }
         if blocked >> (number - 1) & 1 == 1 {
             // SAFETY: initialised above, number in range.
             unsafe { libc::sigaddset(mask.as_mut_ptr(), number) };

@@ -1,5 +1,5 @@
 //! A program with a verb for each bad habit. Verbs are carried out one after the other; a block begins
-//! with `child`, `session`, `daemon`, `wide N` or `on SIG` and goes to its `end`.
+//! with `child`, `session`, `daemon`, `wide N`, `deep N` or `on SIG` and goes to its `end`.
 //!
 //! ```text
 //! misbehave ignore TERM,INT touch /x/ready pause
@@ -35,8 +35,10 @@ fn carry_out(words: &[String]) {
 /// Carries out one verb and returns how many words it took.
 fn one(verb: &str, after: &[String]) -> usize {
     match verb {
+        "ignore" if after[0] == "ALL" => (1..65).for_each(|number| set(number, libc::SIG_IGN)),
         "ignore" => after[0].split(',').for_each(|name| set(signal(name), libc::SIG_IGN)),
         "touch" => fs::write(&after[0], std::process::id().to_string()).expect("touch"),
+        "note" => {}
         "await" => await_file(&after[0]),
         "append" => {
             let mut file = fs::OpenOptions::new().create(true).append(true).open(&after[0]).expect("append");
@@ -51,6 +53,7 @@ fn one(verb: &str, after: &[String]) -> usize {
         }
         "env" => print(&format!("{}\n", std::env::var(&after[0]).unwrap_or_else(|_| "unset".into()))),
         "child" | "session" | "daemon" => return block(verb, 1, after),
+        "deep" => return 1 + deep(after[0].parse().expect("a number"), &after[1..]),
         "wide" => return 1 + block("child", after[0].parse().expect("a number"), &after[1..]),
         "on" => {
             let length = block_length(&after[1..]);
@@ -157,7 +160,7 @@ fn block_length(words: &[String]) -> usize {
     let mut depth = 1;
     for (index, word) in words.iter().enumerate() {
         match word.as_str() {
-            "child" | "session" | "daemon" | "wide" | "on" => depth += 1,
+            "child" | "session" | "daemon" | "deep" | "wide" | "on" => depth += 1,
             "end" => depth -= 1,
             _ => {}
         }
@@ -190,6 +193,21 @@ fn block(kind: &str, count: usize, after: &[String]) -> usize {
     if kind == "daemon" {
         // Its first half is dead at once, as with real daemons.
         unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) };
+    }
+    length
+}
+
+/// Runs the block at the end of a line of `count` new processes, each the child of the one before.
+fn deep(count: usize, after: &[String]) -> usize {
+    let length = block_length(after);
+    if unsafe { libc::fork() } == 0 {
+        for _ in 1..count {
+            if unsafe { libc::fork() } != 0 {
+                pause();
+            }
+        }
+        carry_out(&after[..length - 1]);
+        leave(0);
     }
     length
 }

@@ -195,13 +195,19 @@ impl Place {
         self.the_record()
     }
 
+    /// A word of this place alone, for the arguments of a process that clears its environment.
+    pub(crate) fn marker(&self) -> String {
+        format!("place-{}", self.marker)
+    }
+
     /// The processes that bear this place's marker.
     pub(crate) fn processes(&self) -> Vec<i32> {
-        let wanted = format!("{MARKER}={}", self.marker);
-        let bears = |pid: &i32| {
-            let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environ.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes())
+        let (variable, word) = (format!("{MARKER}={}", self.marker), self.marker());
+        let has = |pid: &i32, file: &str, wanted: &str| {
+            let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            text.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes())
         };
+        let bears = |pid: &i32| has(pid, "environ", &variable) || has(pid, "cmdline", &word);
         agent_run::sys::tree::all_processes().filter(bears).collect()
     }
 
@@ -287,6 +293,9 @@ impl Running {
             status.is_some()
         });
         let status = status.unwrap();
+        wait_until(&format!("nobody holds the output of {} any more", self.shown), || {
+            stdout.is_finished() && stderr.is_finished()
+        });
         let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
         Done { code: status.code(), signal: status.signal(), stdout, stderr }
     }

@@ -106,9 +106,9 @@ fn check(spec: &RunSpec) -> Result<(), LaunchError> {
 fn guard(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
     let log = spec.log.as_deref().map(open_named).transpose()?;
     let events = spec.events.as_deref().map(open_named).transpose()?;
-    process::become_subreaper().map_err(system("become a subreaper"))?;
     let root = Root::open()?;
     recover::recover_all_now_and_then(&root);
+    process::become_subreaper().map_err(system("become a subreaper"))?;
     let run = LiveRun::create(root, &spec, &start_directory(&spec), rundir::parents_from_environment())?;
     let prepared = match prepare(&spec, &run, log.as_ref()) {
         Ok(prepared) => prepared,

@@ -1,5 +1,5 @@
 //! Runs whose guard and supervisor were killed in the same instant: the one hole that they cannot close
-//! themselves. Whoever comes next does it: a launch, `stop`, or a look at the registry.
+//! themselves. Whoever comes next does it: a launch or `stop`.
 
 use std::time::Duration;
 
@@ -10,10 +10,11 @@ use crate::registry::root::Root;
 use crate::registry::store::{self, LiveRun, SeenRun};
 use crate::run::{RunSpec, Verbosity};
 use crate::rundir;
+use crate::sys::spawn;
 use crate::teardown::marks::Marks;
 
 /// Launches look for orphans at most this often, all together: with hundreds of runs a look is not free.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// Ends the orphaned run `seen`: its processes, its directory, its entry. Returns how it ended; `None` if
 /// it is not an orphan (any more), cannot be understood, or if we are within it ourselves.
@@ -44,14 +45,21 @@ pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<En
     run.record.end.clone()
 }
 
-/// Ends all orphaned runs, if nobody has looked just now. Returns how many there were.
-pub fn recover_all_now_and_then(root: &Root) -> usize {
+/// Ends all orphaned runs if nobody has looked just now, in a process of its own: nobody waits for their
+/// graces. This process must have one thread, and not be a subreaper yet.
+pub fn recover_all_now_and_then(root: &Root) {
     if !root.is_time_to_look(LOOK_EVERY) {
-        return 0;
+        return;
     }
     store::remove_unfinished_entries(root);
-    let orphans: Vec<SeenRun> =
-        store::runs(root).into_iter().filter(|run| run.state == State::Orphaned).collect();
-    let recovered = orphans.iter().filter_map(|run| recover(Root::open_at(root.path()).ok()?, run, None));
-    recovered.count()
+    let mut orphans = store::runs(root);
+    orphans.retain(|run| run.state == State::Orphaned && run.record.is_ok());
+    if !orphans.is_empty() {
+        // If the fork fails, the next launch tries.
+        let _ = spawn::detached(c"arun-recover", || {
+            for orphan in &orphans {
+                Root::open_at(root.path()).ok().and_then(|root| recover(root, orphan, None));
+            }
+        });
+    }
 }

@@ -3,6 +3,7 @@
 //! command-group is not used: of what it offers only the group's creation is right under a
 //! subreaper (its waits lose the leader's status there), std has that, and it would bring a second nix.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -33,6 +34,23 @@ pub fn fork() -> io::Result<Forked> {
         0 => Ok(Forked::Child),
         pid => Ok(Forked::Parent(pid)),
     }
+}
+
+/// Carries `work` out in a process of its own, in a new session and away from the caller's descriptors, which
+/// is nobody's child here. Returns when it has begun. This process must have one thread.
+pub fn detached(name: &CStr, work: impl FnOnce()) -> io::Result<()> {
+    let Forked::Parent(first) = fork()? else {
+        // SAFETY: no memory is passed; a process that was just forked leads no group, so it cannot fail.
+        unsafe { libc::setsid() };
+        if let Ok(Forked::Child) = fork() {
+            inherit::rename_process(name, &name.to_string_lossy());
+            let _ = let_go_of(&[0, 1, 2]);
+            inherit::close_callers_others();
+            work();
+        }
+        super::signal::exit_now(0)
+    };
+    process::wait_for(first).map(drop)
 }
 
 /// Puts this process into a process group of its own (`setpgid(2)`).

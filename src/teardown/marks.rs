@@ -45,15 +45,18 @@ impl Marks {
         })
     }
 
-    /// Returns every living process of the run; ourselves and our ancestors are never among them.
-    fn find(&self) -> Vec<Marked> {
+    /// Adds every living process of the run to `found`, and drops the dead; ourselves and our ancestors are never
+    /// among them. Who was found once stays: the parent by whom it was known may die first.
+    fn find(&self, found: &mut HashMap<Pid, Marked>) {
         let ours = ancestors();
         let all: Vec<Stat> =
             tree::all_processes().filter_map(Stat::read).filter(|stat| !stat.is_dead()).collect();
         let locked = self.lock.as_ref().is_some_and(TreeLock::is_held);
-        let mut found: HashMap<Pid, Marked> = HashMap::new();
         let candidates = all.iter().filter(|stat| stat.pid != 1 && !ours.contains(&stat.pid));
         for stat in candidates.clone() {
+            if found.get(&stat.pid).is_some_and(|known| known.pidfd.is_alive()) {
+                continue;
+            }
             // Pinned first: what is read afterwards is this process's if it still lives then.
             let Ok(pidfd) = Pidfd::open(stat.pid) else { continue };
             if self.bears(stat.pid, locked) && pidfd.is_alive() {
@@ -63,11 +66,11 @@ impl Marks {
         while let Some(heir) = candidates
             .clone()
             .filter(|stat| !found.contains_key(&stat.pid))
-            .find_map(|stat| heir(stat, &found))
+            .find_map(|stat| heir(stat, found))
         {
             found.insert(heir.stat.pid, heir);
         }
-        found.into_values().collect()
+        found.retain(|_, marked| marked.pidfd.is_alive());
     }
 
     fn bears(&self, pid: Pid, locked: bool) -> bool {
@@ -99,8 +102,9 @@ impl Marks {
     pub fn end(&self, signal: Signal, grace: Duration) -> (Vec<Survivor>, u32) {
         let mut progress = Progress::begin(grace, BootTime::now());
         let (mut asked, mut killed) = (Vec::new(), Vec::new());
+        let mut found = HashMap::new();
         loop {
-            let found = self.find();
+            self.find(&mut found);
             if found.is_empty() {
                 return (Vec::new(), killed.len() as u32);
             }
@@ -110,15 +114,15 @@ impl Marks {
                 }
                 Due::Nothing => {}
                 Due::Kill { .. } => send_once(&found, &mut killed, &[Signal::KILL]),
-                Due::GiveUp => return (found.iter().map(survivor).collect(), killed.len() as u32),
+                Due::GiveUp => return (found.values().map(survivor).collect(), killed.len() as u32),
             }
             wait_for_a_death(&found, progress.wake_at());
         }
     }
 }
 
-fn send_once(found: &[Marked], done: &mut Vec<(Pid, u64)>, signals: &[Signal]) {
-    for marked in found {
+fn send_once(found: &HashMap<Pid, Marked>, done: &mut Vec<(Pid, u64)>, signals: &[Signal]) {
+    for marked in found.values() {
         let identity = (marked.stat.pid, marked.stat.start_time);
         if !done.contains(&identity) {
             done.push(identity);
@@ -129,10 +133,10 @@ fn send_once(found: &[Marked], done: &mut Vec<(Pid, u64)>, signals: &[Signal]) {
 }
 
 /// Sleeps until one of them dies or `until`, and looks again after a while in any case: there may be new ones.
-fn wait_for_a_death(found: &[Marked], until: BootTime) {
+fn wait_for_a_death(found: &HashMap<Pid, Marked>, until: BootTime) {
     const LOOK_AGAIN: Duration = Duration::from_millis(100);
     let span = until.saturating_since(BootTime::now()).min(LOOK_AGAIN);
-    let fds: Vec<_> = found.iter().map(|marked| (std::os::fd::AsFd::as_fd(&marked.pidfd), true)).collect();
+    let fds: Vec<_> = found.values().map(|marked| (std::os::fd::AsFd::as_fd(&marked.pidfd), true)).collect();
     let _ = waits::any(&fds, Some(span));
 }
 

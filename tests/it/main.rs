@@ -14,6 +14,7 @@ mod library;
 mod matrix;
 mod outcomes;
 mod readme;
+mod recovery;
 mod settings;
 mod terminal;
 mod verbs;

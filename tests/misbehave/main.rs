@@ -95,6 +95,20 @@ fn without_argument(verb: &str, after: &[String]) {
             let error = Command::new("/proc/self/exe").args(after).env_clear().exec();
             panic!("{error}");
         }
+        // The same with the descriptors.
+        "cleared" => {
+            let error = Command::new("/proc/self/exe").args(after).env_clear().exec();
+            panic!("{error}");
+        }
+        "closed" => (3..1024).for_each(|fd| {
+            unsafe { libc::close(fd) };
+        }),
+        "unlimit" => unsafe {
+            let mut limit = std::mem::zeroed::<libc::rlimit>();
+            libc::getrlimit(libc::RLIMIT_LOCKS, &mut limit);
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_LOCKS, &limit);
+        },
         "raw" => {
             let mut modes = unsafe { std::mem::zeroed::<libc::termios>() };
             unsafe {

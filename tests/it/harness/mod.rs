@@ -275,6 +275,11 @@ impl Running {
         agent_run::sys::process::signal_own_child(self.pid(), signal).unwrap();
     }
 
+    /// Reaps it, without a look at its outputs.
+    pub(crate) fn forget(mut self) {
+        self.child.wait().unwrap();
+    }
+
     /// Collects the outputs and the status.
     #[track_caller]
     pub(crate) fn wait(mut self) -> Done {

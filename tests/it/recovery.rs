@@ -1,0 +1,97 @@
+//! Guard and supervisor are killed in the same instant: whoever comes next ends the run.
+
+use agent_run::Signal;
+use agent_run::sys::process::Pidfd;
+
+use crate::harness::{Place, Running, misbehave, wait_until};
+
+/// Starts a run and kills guard and supervisor at once.
+#[track_caller]
+fn orphan(place: &Place, script: &str) {
+    let mut command = place.command(&["-q", "-k", "300ms", "--", misbehave()]);
+    command.args(script.split(' ').map(|word| if word == "@" { place.marker() } else { word.to_owned() }));
+    let guard = Running::spawn(command);
+    place.wait_for_file("ready");
+    let record = place.wait_for_record("it runs", |record| record["state"] == "running");
+    let supervisor = Pidfd::open(record["supervisor"]["pid"].as_i64().unwrap() as i32).unwrap();
+    // A stopped supervisor cannot see the guard's end.
+    supervisor.send(Signal::parse("STOP").unwrap()).unwrap();
+    guard.signal(Signal::KILL);
+    supervisor.send(Signal::KILL).unwrap();
+    wait_until("the supervisor is dead", || !supervisor.is_alive());
+    // The guard's zombie goes with this; what it started may hold its output.
+    guard.forget();
+    // A launch looks for orphans at most once in ten seconds; that time is over.
+    std::fs::remove_file(place.state().join("looked")).unwrap();
+}
+
+/// The orphans' children are gone when `verb` returns, and the record says what has happened.
+#[track_caller]
+fn is_finished_by(place: &Place, verb: &[&str]) {
+    place.run(verb).expect_code(0);
+    // A launch does not wait for it.
+    wait_until("nothing is left", || place.unfinished().is_empty() && place.processes().is_empty());
+    let ended = place.ended();
+    let lost = ended.iter().find(|record| record["end"]["reason"] == "supervisor_lost");
+    let lost = lost.unwrap_or_else(|| panic!("{ended:#?}"));
+    assert_eq!((&lost["end"]["verified"], &lost["end"]["code"]), (&true.into(), &125.into()));
+    assert!(lost["dir"].is_null(), "{lost}");
+}
+
+#[test]
+fn each_mark_alone_is_enough() {
+    let marks = [
+        ("the environment", "daemon unlimit closed ignore TERM touch ../ready pause end pause"),
+        ("the rlimit", "daemon ignore TERM touch ../ready bare note @ pause end pause"),
+        ("the tree lock", "daemon unlimit ignore TERM touch ../ready cleared note @ pause end pause"),
+        ("being the leader", "unlimit ignore TERM touch ../ready bare note @ pause"),
+        (
+            "its parent",
+            "daemon child unlimit touch ../ready bare note @ ignore TERM pause end pause end pause",
+        ),
+    ];
+    for (mark, script) in marks {
+        let place = Place::new();
+        orphan(&place, script);
+        assert!(!place.processes().is_empty(), "{mark}: nothing was left to find");
+        is_finished_by(&place, &["true"]);
+    }
+}
+
+#[test]
+fn what_is_left_is_asked_first() {
+    let place = Place::new();
+    orphan(
+        &place,
+        "session daemon on TERM touch ../told exit 0 end touch ../ready pause end pause end pause",
+    );
+    is_finished_by(&place, &["true"]);
+    assert!(place.path("told").exists());
+}
+
+#[test]
+fn stop_ends_an_orphan() {
+    let place = Place::new();
+    orphan(&place, "daemon ignore TERM touch ../ready pause end pause");
+    let id = place.the_record()["id"].as_str().unwrap().to_owned();
+    place.run(&["status", &id]).expect_code(1);
+    is_finished_by(&place, &["stop", &id]);
+}
+
+#[test]
+fn a_stranger_without_a_mark_is_spared() {
+    let place = Place::new();
+    let mut stranger = place.command(&[""; 0]);
+    stranger = {
+        let mut command = std::process::Command::new(misbehave());
+        command.envs(stranger.get_envs().filter_map(|(name, value)| Some((name, value?)))).arg("pause");
+        command
+    };
+    let stranger = Running::spawn(stranger);
+    orphan(&place, "daemon ignore TERM touch ../ready pause end pause");
+    place.run(&["true"]).expect_code(0);
+    wait_until("the orphan is gone", || place.unfinished().is_empty() && place.processes().len() == 1);
+    assert_eq!(place.processes(), [stranger.pid()]);
+    stranger.signal(Signal::KILL);
+    stranger.wait();
+}

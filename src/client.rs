@@ -18,7 +18,7 @@ use crate::registry::RegistryError;
 use crate::registry::record::{End, Record, RecordError};
 use crate::registry::root::Root;
 use crate::registry::store::{self, SeenRun};
-use crate::run::{RunId, RunSpec, Verbosity};
+use crate::run::{OwnerChoice, RunId, RunSpec, Verbosity};
 use crate::sys::spawn;
 
 /// The flag, not shown in the help, that names a descriptor to write the run's id to when the command has
@@ -166,6 +166,16 @@ fn arguments(spec: &RunSpec, started: i32) -> Vec<OsString> {
     words.push(word("grace", seconds(Some(spec.grace))));
     words.push(word("signal", spec.signal.number().to_string()));
     words.push(word("keep", spec.keep.word()));
+    words.push(word(
+        "owner",
+        match spec.owner {
+            OwnerChoice::None => "none".to_owned(),
+            OwnerChoice::Auto => "auto".to_owned(),
+            // The binary's parent is this process.
+            OwnerChoice::Parent => "parent".to_owned(),
+            OwnerChoice::Pid(pid) => pid.to_string(),
+        },
+    ));
     words.extend(spec.events.iter().map(|path| word("events", path)));
     words.extend(spec.name.iter().map(|name| word("name", name)));
     words.extend(spec.labels.iter().map(|(key, value)| word("label", format!("{key}={value}"))));

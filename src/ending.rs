@@ -91,6 +91,12 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
             format!("nothing happened for {}, so '{command}' was stopped", seconds(record.idle_timeout_s))
         }
         Reason::Stop => format!("'{command}' was stopped on request"),
+        Reason::OwnerGone => {
+            let owner = record.owner.as_ref();
+            let who = owner.and_then(|owner| owner.agent.as_deref()).unwrap_or("a process");
+            let pid = owner.map(|owner| owner.process.pid).unwrap_or_default();
+            format!("its owner ({who}, pid {pid}) has ended, so '{command}' was stopped")
+        }
         Reason::CpuTime => format!("'{command}' used up its CPU time (--cpu-time)"),
         Reason::SupervisorLost => format!("the supervisor was killed, so '{command}' was stopped"),
         _ if spec.verbosity == Verbosity::Verbose => format!("'{command}' ended: {}", outcome.reason.word()),

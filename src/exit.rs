@@ -40,6 +40,8 @@ pub enum Reason {
     Idle,
     /// Somebody asked for it.
     Stop,
+    /// The owner has gone.
+    OwnerGone,
     /// The soft limit of CPU time was used up.
     CpuTime,
     /// Guard or supervisor was killed; the other one ended the run.
@@ -57,6 +59,7 @@ impl Reason {
             Reason::Ttl => "ttl",
             Reason::Idle => "idle",
             Reason::Stop => "stop",
+            Reason::OwnerGone => "owner_gone",
             Reason::CpuTime => "cpu_time",
             Reason::SupervisorLost => "supervisor_lost",
             Reason::LaunchFailed => "launch_failed",
@@ -162,7 +165,9 @@ mod tests {
 
     #[test]
     fn words_are_those_of_the_record() {
-        for reason in [Reason::Ttl, Reason::SupervisorLost, Reason::LaunchFailed, Reason::CpuTime] {
+        for reason in
+            [Reason::Ttl, Reason::OwnerGone, Reason::SupervisorLost, Reason::LaunchFailed, Reason::CpuTime]
+        {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.word());
         }
     }

@@ -85,6 +85,9 @@ impl From<LaunchError> for Failure {
             LaunchError::Path { .. } => failure("path", message, Some("check the path"), exit::OWN_FAILURE),
             LaunchError::Copy(_) => failure("copy", message, Some("nothing was started"), exit::OWN_FAILURE),
             LaunchError::Limit(_) => failure("limit", message, Some("ask for less"), exit::OWN_FAILURE),
+            LaunchError::Owner(_) => {
+                failure("owner", message, Some("nothing was started"), exit::OWN_FAILURE)
+            }
             LaunchError::ForeignProc => {
                 let hint = "mount the right one, as in unshare --pid --fork --mount-proc";
                 failure("foreign_proc", message, Some(hint), exit::OWN_FAILURE)

@@ -13,6 +13,7 @@ use crate::ending::Events;
 use crate::exit::Ending;
 use crate::guard::{self, Guard, Keeper, Senses};
 use crate::limits::Limits;
+use crate::owner::{self, OwnerError, Pinned};
 use crate::recover;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
@@ -20,7 +21,7 @@ use crate::registry::store::LiveRun;
 use crate::run::RunSpec;
 use crate::rundir::{self, CopyError};
 use crate::supervisor::{self, CallersTerminal, Handover};
-use crate::sys::process::{self, Change, Pid};
+use crate::sys::process::{self, Change, Pid, Pidfd};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
 use crate::sys::{inherit, tty, waits};
@@ -47,6 +48,9 @@ pub enum LaunchError {
     /// A limit is above what this process may grant.
     #[error("--{0} is above the hard limit of this process, which only root may raise")]
     Limit(&'static str),
+    /// There is no such owner.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     /// What /proc says is not about our processes.
     #[error("/proc is missing or belongs to another pid namespace")]
     ForeignProc,
@@ -77,12 +81,14 @@ pub fn here(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError>
     if !process::proc_is_ours() {
         return Err(LaunchError::ForeignProc);
     }
+    // Before a fork could change whose child we are.
+    let owner = owner::find(spec.owner)?;
     // "No child left" is our proof that the tree is gone, so we must not have had children before
     // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
     if process::own_pid() == 1 || process::any_child_exists() {
-        return mirror(spec, started);
+        return mirror(spec, owner, started);
     }
-    guard(spec, started)
+    guard(spec, owner, started)
 }
 
 /// Finds what is wrong before anything is made.
@@ -103,13 +109,15 @@ fn check(spec: &RunSpec) -> Result<(), LaunchError> {
     }
 }
 
-fn guard(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
+fn guard(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<Ending, LaunchError> {
     let log = spec.log.as_deref().map(open_named).transpose()?;
     let events = spec.events.as_deref().map(open_named).transpose()?;
     let root = Root::open()?;
     recover::recover_all_now_and_then(&root);
     process::become_subreaper().map_err(system("become a subreaper"))?;
-    let run = LiveRun::create(root, &spec, &start_directory(&spec), rundir::parents_from_environment())?;
+    let mut run = LiveRun::create(root, &spec, &start_directory(&spec), rundir::parents_from_environment())?;
+    let (owner, pinned) = owner.map(|found| (found.owner, found.handle)).unzip();
+    run.record.owner = owner;
     let prepared = match prepare(&spec, &run, log.as_ref()) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -117,7 +125,7 @@ fn guard(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
             return Err(error);
         }
     };
-    start(spec, run, prepared, Files { log, events: Events::new(events), started })
+    start(spec, run, prepared, pinned, Files { log, events: Events::new(events), started })
 }
 
 /// What is made for a run, beside its place in the registry.
@@ -154,7 +162,13 @@ fn prepare(spec: &RunSpec, run: &LiveRun, log: Option<&File>) -> Result<Prepared
     Ok(Prepared { links, senses, keeper: Keeper::open() })
 }
 
-fn start(spec: RunSpec, run: LiveRun, prepared: Prepared, files: Files) -> Result<Ending, LaunchError> {
+fn start(
+    spec: RunSpec,
+    run: LiveRun,
+    prepared: Prepared,
+    owner: Option<Pidfd>,
+    files: Files,
+) -> Result<Ending, LaunchError> {
     let Files { log, events, started } = files;
     let Prepared { links: (guards_link, supervisors_link), senses, keeper } = prepared;
     let forked = match spawn::fork() {
@@ -179,11 +193,12 @@ fn start(spec: RunSpec, run: LiveRun, prepared: Prepared, files: Files) -> Resul
                 callers,
                 log,
                 events,
+                owner,
                 started,
             })
         }
         Forked::Parent(supervisor) => {
-            drop((supervisors_link, log, started));
+            drop((supervisors_link, log, started, owner));
             // What we hold would keep readers and writers of the caller's pipes waiting. stderr stays, for a
             // last word.
             let _ = spawn::let_go_of(&[0, 1]);
@@ -209,13 +224,13 @@ fn open_named(path: &Path) -> Result<File, LaunchError> {
 }
 
 /// Forks a guard that has no children, passes signals on to it, and ends as it does.
-fn mirror(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
+fn mirror(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<Ending, LaunchError> {
     let mirror = process::own_pid();
     match spawn::fork().map_err(system("fork"))? {
         Forked::Child => {
             // Our death is then a TERM to the guard, which ends the run.
             spawn::end_with_parent(mirror, Signal::TERM);
-            let code = match guard(spec, started) {
+            let code = match guard(spec, owner, started) {
                 Ok(Ending::DieOf(signal)) => signal::die_of(signal),
                 Ok(Ending::Code(code)) => code,
                 Err(error) => {
@@ -226,7 +241,7 @@ fn mirror(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
             signal::exit_now(i32::from(code))
         }
         Forked::Parent(guard) => {
-            drop(started);
+            drop((started, owner));
             watch_guard(guard).map_err(system("watch the guard"))
         }
     }

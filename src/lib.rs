@@ -24,7 +24,7 @@
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
 //! [`settings`], [`failure`] → [`launch`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
-//! [`rundir`], [`control`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`lease`], [`mod@env`] → [`sys`].
+//! [`rundir`], [`control`], [`owner`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
 //!
@@ -54,6 +54,7 @@ pub mod guard;
 pub mod launch;
 pub mod lease;
 pub mod limits;
+pub mod owner;
 pub mod recover;
 pub mod registry;
 pub mod run;
@@ -68,5 +69,5 @@ pub use client::{ClientError, Run, launch_run};
 pub use exit::{Ending, Reason};
 pub use limits::{Bound, Limits};
 pub use registry::record::{End, Record};
-pub use run::{Keep, RunId, RunSpec};
+pub use run::{Keep, OwnerChoice, RunId, RunSpec};
 pub use sys::signal::Signal;

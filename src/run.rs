@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::sys::process::Pid;
 use crate::sys::signal::Signal;
 
 /// Time between the polite signal and SIGKILL unless something else is asked for.
@@ -108,6 +109,20 @@ impl Keep {
     }
 }
 
+/// Whose death ends the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnerChoice {
+    /// Nobody's.
+    #[default]
+    None,
+    /// The nearest ancestor that is a coding agent; nobody's if there is none.
+    Auto,
+    /// The process that starts `agent-run`.
+    Parent,
+    /// This process's.
+    Pid(Pid),
+}
+
 /// How much `agent-run` says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
@@ -153,6 +168,8 @@ pub struct RunSpec {
     pub events: Option<PathBuf>,
     /// Whether the lease and the idle time leave the leader's own exit code.
     pub preserve_status: bool,
+    /// Whose death ends the run.
+    pub owner: OwnerChoice,
     /// Limits of each process.
     pub limits: Limits,
     /// How much is said on stderr.
@@ -182,6 +199,7 @@ impl RunSpec {
             log: None,
             events: None,
             preserve_status: false,
+            owner: OwnerChoice::None,
             limits: Limits::default(),
             verbosity: Verbosity::Normal,
         }

@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 use crate::env as vars;
 use crate::lease::{parse_duration, parse_limit};
 use crate::limits::{Bound, Limits, Unit, parse_bound};
-use crate::run::{Keep, RunSpec, Verbosity};
+use crate::run::{Keep, OwnerChoice, RunSpec, Verbosity};
 use crate::sys::signal::Signal;
 
 /// The file that a project may have.
@@ -24,12 +24,13 @@ pub const USER_FILE: &str = "agent-run/config.toml";
 
 /// Every setting, as it stands in a file. The flag has `-` for `_`, the variable is `AGENT_RUN_` and
 /// the name in capitals.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "ttl",
     "idle",
     "grace",
     "signal",
     "keep",
+    "owner",
     "scratch",
     "preserve_status",
     "quiet",
@@ -196,6 +197,7 @@ impl Resolved {
         self.take("grace", &mut spec.grace, |text| parse_duration(text).map_err(|error| error.to_string()))?;
         self.take("signal", &mut spec.signal, parse_polite_signal)?;
         self.take("keep", &mut spec.keep, parse_keep)?;
+        self.take("owner", &mut spec.owner, parse_owner)?;
         self.take("scratch", &mut spec.scratch, parse_truth)?;
         self.take("preserve_status", &mut spec.preserve_status, parse_truth)?;
         let mut quiet = false;
@@ -267,6 +269,17 @@ fn parse_keep(text: &str) -> Result<Keep, String> {
         .into_iter()
         .find(|keep| keep.word() == text)
         .ok_or_else(|| format!("'{}' is not one of never, on-failure, always", text.escape_debug()))
+}
+
+fn parse_owner(text: &str) -> Result<OwnerChoice, String> {
+    match text {
+        "none" => Ok(OwnerChoice::None),
+        "auto" => Ok(OwnerChoice::Auto),
+        "parent" => Ok(OwnerChoice::Parent),
+        _ => text.parse().ok().filter(|pid| *pid > 0).map(OwnerChoice::Pid).ok_or_else(|| {
+            format!("'{}' is neither auto, parent, none nor a process id", text.escape_debug())
+        }),
+    }
 }
 
 fn parse_truth(text: &str) -> Result<bool, String> {

@@ -72,6 +72,9 @@ pub(super) struct RunCli {
     /// Append what happens to this file, one JSON object a line
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) events: Option<PathBuf>,
+    /// Whose death ends the run: auto (the nearest coding agent), parent, none, PID [default: none]
+    #[arg(long, value_name = "WHO", allow_hyphen_values = true)]
+    pub(super) owner: Option<String>,
     /// Open descriptors of each process (soft[:hard])
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(super) nofile: Option<String>,

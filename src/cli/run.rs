@@ -37,6 +37,7 @@ fn layer(cli: &mut RunCli) -> Layer {
         ("grace", &mut cli.grace),
         ("signal", &mut cli.signal),
         ("keep", &mut cli.keep),
+        ("owner", &mut cli.owner),
         ("nofile", &mut cli.nofile),
         ("fsize", &mut cli.fsize),
         ("data", &mut cli.data),

@@ -100,6 +100,18 @@ pub struct Survivor {
     pub state: char,
 }
 
+/// Whose death ends the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The coding agent that started it.
+    pub agent: Option<String>,
+    /// The agent's session.
+    pub session: Option<String>,
+    /// The process.
+    #[serde(flatten)]
+    pub process: ProcessRef,
+}
+
 /// How the run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -148,6 +160,9 @@ pub struct Record {
     pub guard: Option<ProcessRef>,
     /// The leader's parent.
     pub supervisor: Option<ProcessRef>,
+    /// Whose death ends it.
+    #[serde(default)]
+    pub owner: Option<Owner>,
     /// Of which boot the processes are.
     pub boot_id: String,
     /// When the run was entered here.
@@ -196,6 +211,7 @@ impl Record {
             leader: None,
             guard: ProcessRef::of_own(process::own_pid()),
             supervisor: None,
+            owner: None,
             boot_id: process::boot_id(),
             started_at: Timestamp::now(),
             expires_at: None,

@@ -23,7 +23,7 @@ use crate::registry::record::State;
 use crate::registry::store::{self, LiveRun};
 use crate::run::RunSpec;
 use crate::sys::clock::{BootTime, Timer};
-use crate::sys::process::{self, Change, Ended, Pid};
+use crate::sys::process::{self, Change, Ended, Pid, Pidfd};
 use crate::sys::readiness::Readiness;
 use crate::sys::signal::{Signal, SignalQueue};
 use crate::sys::tree::{self, Descend};
@@ -58,6 +58,7 @@ struct Driver {
     machine: Machine,
     tree: ProcessTree,
     callers: super::CallersTerminal,
+    owner: Option<Pidfd>,
     guard_lost: bool,
     /// The tree's bytes and processes at the last sample of the idle time.
     sampled: Option<(u64, usize)>,
@@ -65,7 +66,7 @@ struct Driver {
 
 impl Driver {
     fn new(handover: Handover, leader: Pid, relay: Option<Relay>, lease: Option<lease::Lease>) -> Driver {
-        let Handover { spec, run, link, events, callers, .. } = handover;
+        let Handover { spec, run, link, events, callers, owner, .. } = handover;
         let machine = Machine::new(Policy::of(&spec), lease, BootTime::now());
         let tree = ProcessTree::new(Some(leader));
         Driver {
@@ -78,6 +79,7 @@ impl Driver {
             machine,
             tree,
             callers,
+            owner,
             guard_lost: false,
             sampled: None,
         }
@@ -88,6 +90,7 @@ impl Driver {
         let timer = Timer::new()?;
         let (signals, ticks) = (Readiness::of(&queue)?, Readiness::of(&timer)?);
         let guard = Readiness::of(&self.link.0)?;
+        let owner = self.owner.as_ref().map(Readiness::of).transpose()?;
         let (asked, mut requests) = mpsc::channel(8);
         tokio::spawn(requests::serve(tokio::net::UnixListener::from_std(control)?, asked));
         // What happened before the queue was open.
@@ -99,6 +102,7 @@ impl Driver {
                 ready = signals.wait() => { ready?; self.take_signals(&queue); }
                 ready = guard.wait(), if !self.guard_lost => { ready?; self.listen_to_guard(); }
                 ready = ticks.wait() => { ready?; timer.clear(); self.tick(); }
+                ready = gone(owner.as_ref()), if self.machine.is_running() => { ready?; self.take_in(Event::OwnerGone); }
                 Some(asked) = requests.recv() => self.answer(asked),
             }
         }
@@ -316,6 +320,14 @@ impl Driver {
         if leader_has_it || deaf {
             terminal.set_modes(modes);
         }
+    }
+}
+
+/// Waits for the owner's end; without an owner for ever.
+async fn gone(owner: Option<&Readiness>) -> io::Result<()> {
+    match owner {
+        Some(owner) => owner.wait().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -33,6 +33,8 @@ pub enum Event {
     Signalled(Signal),
     /// The guard is dead, or we cannot go on ourselves.
     GuardLost,
+    /// The owner has gone.
+    OwnerGone,
     /// Somebody asked for the end.
     Stop {
         /// In place of the run's own grace.
@@ -219,6 +221,7 @@ impl Machine {
             Event::Tick => self.tick(now),
             Event::Signalled(signal) => self.signalled(signal, now),
             Event::GuardLost => self.end(Reason::SupervisorLost, self.policy.signal, None, now),
+            Event::OwnerGone => self.end(Reason::OwnerGone, self.policy.signal, None, now),
             Event::Stop { grace } => self.stop(grace, now),
             Event::Renew(ttl) => self.renew(ttl, now),
             Event::Activity => {

@@ -27,7 +27,7 @@ use crate::registry::store::{LiveRun, SOCKET};
 use crate::run::RunSpec;
 use crate::rundir;
 use crate::sys::clock::BootTime;
-use crate::sys::process::{self, Pid, ProcessRef};
+use crate::sys::process::{self, Pid, Pidfd, ProcessRef};
 use crate::sys::spawn::{self, LeaderSetup, Rlimit};
 use crate::sys::tty::{Modes, Terminal};
 use crate::sys::{files, inherit, net, signal};
@@ -49,6 +49,8 @@ pub struct Handover {
     pub log: Option<File>,
     /// The file of `--events`.
     pub events: Events,
+    /// Whose death ends the run.
+    pub owner: Option<Pidfd>,
     /// Gets the run's id when the command has been started.
     pub started: Option<File>,
 }

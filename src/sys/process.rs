@@ -103,6 +103,12 @@ fn read_entry(path: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
+/// Returns our ancestors, nearest first, as far as they can be seen.
+pub fn ancestors() -> Vec<Pid> {
+    let parent_of = |pid: Pid| Some(Stat::read(pid)?.parent).filter(|parent| *parent > 0);
+    std::iter::successors(parent_of(own_pid()), |pid| parent_of(*pid)).collect()
+}
+
 /// Clock ticks in a second, for [`Stat::cpu_ticks`] and [`Stat::start_time`].
 pub fn ticks_per_second() -> u64 {
     // SAFETY: sysconf has no preconditions.
@@ -193,6 +199,14 @@ pub struct ProcessRef {
 }
 
 impl ProcessRef {
+    /// Pins the process that bears `pid` now, and tells who it is; `None` if there is none.
+    pub fn observe(pid: Pid) -> Option<(ProcessRef, Pidfd)> {
+        let pidfd = Pidfd::open(pid).ok()?;
+        let start_time = Stat::read(pid)?.start_time;
+        // Alive after its entry was read, so the entry was its own.
+        pidfd.is_alive().then(|| (ProcessRef { pid, start_time, inode: pidfd.inode() }, pidfd))
+    }
+
     /// Returns the identity of the process that bears `pid`, which must be this process or an unreaped
     /// child of it: only then is the number certain.
     pub fn of_own(pid: Pid) -> Option<ProcessRef> {

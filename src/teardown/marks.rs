@@ -48,7 +48,8 @@ impl Marks {
     /// Adds every living process of the run to `found`, and drops the dead; ourselves and our ancestors are never
     /// among them. Who was found once stays: the parent by whom it was known may die first.
     fn find(&self, found: &mut HashMap<Pid, Marked>) {
-        let ours = ancestors();
+        let mut ours = process::ancestors();
+        ours.push(process::own_pid());
         let all: Vec<Stat> =
             tree::all_processes().filter_map(Stat::read).filter(|stat| !stat.is_dead()).collect();
         let locked = self.lock.as_ref().is_some_and(TreeLock::is_held);
@@ -146,16 +147,6 @@ fn heir(stat: &Stat, found: &HashMap<Pid, Marked>) -> Option<Marked> {
     let pidfd = Pidfd::open(stat.pid).ok()?;
     let stat = Stat::read(stat.pid).filter(|stat| stat.parent == parent.stat.pid && !stat.is_dead())?;
     (parent.pidfd.is_alive() && pidfd.is_alive()).then_some(Marked { stat, pidfd })
-}
-
-fn ancestors() -> Vec<Pid> {
-    let mut line = vec![process::own_pid()];
-    while let Some(parent) =
-        line.last().and_then(|pid| Stat::read(*pid)).map(|stat| stat.parent).filter(|parent| *parent > 0)
-    {
-        line.push(parent);
-    }
-    line
 }
 
 fn survivor(marked: &Marked) -> Survivor {

@@ -13,6 +13,7 @@ mod handed_on;
 mod library;
 mod matrix;
 mod outcomes;
+mod owner;
 mod readme;
 mod recovery;
 mod settings;

@@ -1,0 +1,224 @@
+//! The owner: whose death ends the run. Found by what coding agents put into the environment of what they
+//! start, and by who among our ancestors has put it there.
+
+use std::collections::HashSet;
+use std::env;
+use std::fs;
+use std::path::Path;
+
+use crate::registry::record::Owner;
+use crate::run::OwnerChoice;
+use crate::sys::process::{self, Pid, Pidfd, ProcessRef, Stat};
+
+/// A coding agent, by what it sets for its commands (presence counts, not the value) and by its program.
+struct Agent {
+    name: &'static str,
+    markers: &'static [&'static str],
+    session: Option<&'static str>,
+    pid: Option<&'static str>,
+    programs: &'static [&'static str],
+}
+
+const fn agent(
+    name: &'static str,
+    markers: &'static [&'static str],
+    programs: &'static [&'static str],
+) -> Agent {
+    Agent { name, markers, session: None, pid: None, programs }
+}
+
+/// The first that matches counts, so the generic ones come last.
+const AGENTS: [Agent; 17] = [
+    Agent {
+        name: "claude-code",
+        markers: &["CLAUDECODE", "CLAUDE_CODE_SESSION_ID"],
+        session: Some("CLAUDE_CODE_SESSION_ID"),
+        pid: Some("CLAUDE_PID"),
+        programs: &["claude"],
+    },
+    Agent {
+        session: Some("CODEX_THREAD_ID"),
+        ..agent("codex", &["CODEX_THREAD_ID", "CODEX_CI", "CODEX_SANDBOX"], &["codex"])
+    },
+    agent("gemini", &["GEMINI_CLI"], &["gemini"]),
+    agent("cursor", &["CURSOR_AGENT"], &["cursor-agent"]),
+    Agent { pid: Some("OPENCODE_PID"), ..agent("opencode", &["OPENCODE"], &["opencode"]) },
+    agent("copilot", &["COPILOT_CLI"], &["copilot"]),
+    agent("cline", &["CLINE_ACTIVE"], &[]),
+    agent("augment", &["AUGMENT_AGENT"], &["auggie"]),
+    agent("qwen", &["QWEN_CODE"], &["qwen"]),
+    agent("goose", &["GOOSE_TERMINAL"], &["goose"]),
+    Agent { session: Some("AMP_CURRENT_THREAD_ID"), ..agent("amp", &["AMP_CURRENT_THREAD_ID"], &["amp"]) },
+    agent("antigravity", &["ANTIGRAVITY_AGENT"], &[]),
+    agent("crush", &["CRUSH"], &["crush"]),
+    agent("pi", &["PI_CODING_AGENT"], &[]),
+    agent("openclaw", &["OPENCLAW_SHELL"], &["openclaw"]),
+    agent("agent", &["AI_AGENT"], &[]),
+    agent("agent", &["AGENT"], &[]),
+];
+
+/// Adopts orphans of everybody, so being above us says nothing.
+const REAPERS: [&str; 3] = ["systemd", "init", "launchd"];
+
+/// The owner that was asked for is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// No such process.
+    #[error("the owner, pid {0}, is not running")]
+    Gone(Pid),
+    /// Its death would be ours, or the machine's.
+    #[error("pid {0} cannot be the owner: it is this very agent-run")]
+    Own(Pid),
+}
+
+/// An owner, and the descriptor that tells of its end.
+#[derive(Debug)]
+pub struct Pinned {
+    /// What the record says of it.
+    pub owner: Owner,
+    /// Readable when it has ended.
+    pub handle: Pidfd,
+}
+
+/// Finds the owner by `choice`; `None` if there is none. To be called by the process that the caller
+/// started: the caller is its parent.
+pub fn find(choice: OwnerChoice) -> Result<Option<Pinned>, OwnerError> {
+    let known = |pid: Pid| {
+        let (agent, session) = detected().map_or((None, None), |agent| (Some(agent.name), session_of(agent)));
+        let (process, handle) = ProcessRef::observe(pid).ok_or(OwnerError::Gone(pid))?;
+        let owner = Owner { agent: agent.map(str::to_owned), session, process };
+        Ok(Some(Pinned { owner, handle }))
+    };
+    match choice {
+        OwnerChoice::None => Ok(None),
+        OwnerChoice::Parent => known(process::parent_pid()),
+        OwnerChoice::Pid(pid) if pid == process::own_pid() => Err(OwnerError::Own(pid)),
+        OwnerChoice::Pid(pid) => known(pid),
+        OwnerChoice::Auto => Ok(nearest_agent()),
+    }
+}
+
+fn detected() -> Option<&'static Agent> {
+    AGENTS.iter().find(|agent| agent.markers.iter().any(|marker| env::var_os(marker).is_some()))
+}
+
+fn session_of(agent: &Agent) -> Option<String> {
+    env::var(agent.session?).ok()
+}
+
+/// Returns the nearest ancestor that is an agent; one that dies while we look is no owner.
+fn nearest_agent() -> Option<Pinned> {
+    let line: Vec<Ancestor> = process::ancestors().into_iter().map(Ancestor::look).collect();
+    let stated = detected().and_then(|agent| env::var(agent.pid?).ok()?.parse().ok());
+    let (pid, agent) = choose(&line, detected(), stated)?;
+    let (process, handle) = ProcessRef::observe(pid)?;
+    let owner = Owner { agent: Some(agent.name.to_owned()), session: session_of(agent), process };
+    Some(Pinned { owner, handle })
+}
+
+/// What can be seen of an ancestor.
+struct Ancestor {
+    pid: Pid,
+    /// The names of its program: of the process, of its file, of the script that it runs.
+    names: Vec<String>,
+    /// The variables that it was started with; `None` if they cannot be seen.
+    variables: Option<HashSet<String>>,
+}
+
+impl Ancestor {
+    fn look(pid: Pid) -> Ancestor {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words =
+            words.split(|byte| *byte == 0).take(2).map(|word| String::from_utf8_lossy(word).into_owned());
+        let mut names: Vec<String> = words.filter_map(|word| program_name(&word)).collect();
+        names.extend(Stat::read(pid).map(|stat| stat.comm));
+        let name_of = |entry: &[u8]| {
+            let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
+            String::from_utf8_lossy(name).into_owned()
+        };
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok();
+        let variables = environment.map(|text| text.split(|byte| *byte == 0).map(name_of).collect());
+        Ancestor { pid, names, variables }
+    }
+
+    fn is_reaper(&self) -> bool {
+        self.pid == 1 || self.names.iter().any(|name| REAPERS.contains(&name.as_str()))
+    }
+}
+
+fn program_name(word: &str) -> Option<String> {
+    let name = Path::new(word).file_name()?.to_str()?;
+    Some([".js", ".mjs", ".cjs"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name).to_owned())
+}
+
+/// Chooses from `line`, nearest first: the process that the agent names, one that bears its name, or the
+/// first that was started without the agent's marker, since that one has set it.
+fn choose(
+    line: &[Ancestor],
+    detected: Option<&'static Agent>,
+    stated: Option<Pid>,
+) -> Option<(Pid, &'static Agent)> {
+    line.iter().find_map(|ancestor| {
+        let named =
+            |agent: &&Agent| ancestor.names.iter().any(|name| agent.programs.contains(&name.as_str()));
+        let Some(agent) = detected else {
+            return Some((ancestor.pid, AGENTS.iter().find(named)?));
+        };
+        let variables = ancestor.variables.as_ref().filter(|_| !ancestor.is_reaper());
+        let set_it =
+            variables.is_some_and(|known| !agent.markers.iter().any(|marker| known.contains(*marker)));
+        (stated == Some(ancestor.pid) || named(&agent) || set_it).then_some((ancestor.pid, agent))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ancestor(pid: Pid, name: &str, variables: Option<&[&str]>) -> Ancestor {
+        let variables = variables.map(|names| names.iter().map(|name| (*name).to_owned()).collect());
+        Ancestor { pid, names: vec![name.to_owned()], variables }
+    }
+
+    fn by_name(name: &str) -> Option<&'static Agent> {
+        AGENTS.iter().find(|agent| agent.name == name)
+    }
+
+    #[test]
+    fn the_agent_is_who_set_the_marker() {
+        let marked: Option<&[&str]> = Some(&["PATH", "CLAUDECODE"]);
+        let bare: Option<&[&str]> = Some(&["PATH"]);
+        let claude = by_name("claude-code");
+        type Row<'a> = (&'a [Ancestor], Option<&'static Agent>, Option<Pid>, Option<Pid>);
+        let table: [Row; 8] = [
+            (
+                &[ancestor(9, "bash", marked), ancestor(8, "node", bare), ancestor(7, "zsh", bare)],
+                claude,
+                None,
+                Some(8),
+            ),
+            (&[ancestor(9, "bash", marked), ancestor(8, "claude", marked)], claude, None, Some(8)),
+            (&[ancestor(9, "bash", marked), ancestor(8, "node", marked)], claude, Some(8), Some(8)),
+            // Orphaned: whoever adopted us has not set it.
+            (&[ancestor(9, "bash", marked), ancestor(1, "bash", bare)], claude, None, None),
+            (&[ancestor(9, "bash", marked), ancestor(8, "systemd", bare)], claude, None, None),
+            // What cannot be seen proves nothing.
+            (&[ancestor(9, "bash", marked), ancestor(8, "node", None)], claude, None, None),
+            // No marker: by name alone.
+            (&[ancestor(9, "bash", bare), ancestor(8, "codex", bare)], None, None, Some(8)),
+            (&[ancestor(9, "bash", bare), ancestor(8, "tmux", bare)], None, None, None),
+        ];
+        for (index, (line, detected, stated, expected)) in table.into_iter().enumerate() {
+            assert_eq!(choose(line, detected, stated).map(|(pid, _)| pid), expected, "row {index}");
+        }
+    }
+
+    #[test]
+    fn scripts_are_named_without_their_ending() {
+        for (word, expected) in
+            [("/usr/bin/node", "node"), ("/opt/gemini.js", "gemini"), ("claude", "claude")]
+        {
+            assert_eq!(program_name(word).as_deref(), Some(expected));
+        }
+    }
+}

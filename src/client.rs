@@ -18,7 +18,7 @@ use crate::registry::RegistryError;
 use crate::registry::record::{End, Record, RecordError};
 use crate::registry::root::Root;
 use crate::registry::store::{self, SeenRun};
-use crate::run::{OwnerChoice, RunId, RunSpec, Verbosity};
+use crate::run::{Isolation, OwnerChoice, RunId, RunSpec, Verbosity};
 use crate::sys::spawn;
 
 /// The flag, not shown in the help, that names a descriptor to write the run's id to when the command has
@@ -176,6 +176,8 @@ fn arguments(spec: &RunSpec, started: i32) -> Vec<OsString> {
             OwnerChoice::Pid(pid) => pid.to_string(),
         },
     ));
+    words.push(word("isolate", if spec.isolation == Isolation::Pid { "pid" } else { "none" }));
+    words.push(word("cgroup", spec.cgroup.to_string()));
     words.extend(spec.events.iter().map(|path| word("events", path)));
     words.extend(spec.name.iter().map(|name| word("name", name)));
     words.extend(spec.labels.iter().map(|(key, value)| word("label", format!("{key}={value}"))));
@@ -213,7 +215,9 @@ fn limit_words(limits: &Limits) -> impl Iterator<Item = OsString> {
         ("core", limits.core),
         ("cpu-time", limits.cpu_time),
     ];
-    table.into_iter().filter_map(|(name, bound)| Some(word(name, bound_text(bound?))))
+    let of_tree = [("memory", limits.memory), ("cpu", limits.cpu_percent), ("pids", limits.pids)];
+    let of_tree = of_tree.into_iter().filter_map(|(name, limit)| Some(word(name, limit?.to_string())));
+    table.into_iter().filter_map(|(name, bound)| Some(word(name, bound_text(bound?)))).chain(of_tree)
 }
 
 fn bound_text(bound: Bound) -> String {

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::exit::{Ending, Reason};
 use crate::lease::format_duration;
-use crate::registry::record::{End, Record, Survivor, Timestamp};
+use crate::limits::format_size;
+use crate::registry::record::{End, Exceeded, Record, Survivor, Timestamp};
 use crate::registry::store::LiveRun;
 use crate::run::{RunSpec, Verbosity};
 use crate::rundir;
@@ -27,6 +28,8 @@ pub struct Outcome {
     pub verified: bool,
     /// How many processes needed SIGKILL.
     pub killed: u32,
+    /// The limit that ended it.
+    pub exceeded: Option<Exceeded>,
     /// What is left.
     pub survivors: Vec<Survivor>,
 }
@@ -44,6 +47,7 @@ pub fn conclude(run: &mut LiveRun, spec: &RunSpec, outcome: &Outcome, events: &m
         at: Timestamp::now(),
         verified: outcome.verified,
         killed: outcome.killed,
+        exceeded: outcome.exceeded.clone(),
         survivors: outcome.survivors.clone(),
         dir_error: None,
     });
@@ -85,6 +89,7 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
     let seconds =
         |span: Option<f64>| format_duration(std::time::Duration::from_secs_f64(span.unwrap_or_default()));
     let command = record.command.first().map_or("the command", String::as_str);
+    let (limit, peak) = outcome.exceeded.as_ref().map_or((0, 0), |figures| (figures.limit, figures.peak));
     let told = match outcome.reason {
         Reason::Ttl => format!("the lease of {} ended, so '{command}' was stopped", seconds(record.ttl_s)),
         Reason::Idle => {
@@ -96,6 +101,16 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
             let who = owner.and_then(|owner| owner.agent.as_deref()).unwrap_or("a process");
             let pid = owner.map(|owner| owner.process.pid).unwrap_or_default();
             format!("its owner ({who}, pid {pid}) has ended, so '{command}' was stopped")
+        }
+        Reason::Memory => format!(
+            "'{command}' had {} of memory, more than the {} of --memory, and was killed",
+            format_size(peak),
+            format_size(limit)
+        ),
+        Reason::Pids => {
+            format!(
+                "'{command}' had {peak} processes and wanted more than the {limit} of --pids, and was killed"
+            )
         }
         Reason::CpuTime => format!("'{command}' used up its CPU time (--cpu-time)"),
         Reason::SupervisorLost => format!("the supervisor was killed, so '{command}' was stopped"),

@@ -44,6 +44,10 @@ pub enum Reason {
     OwnerGone,
     /// The soft limit of CPU time was used up.
     CpuTime,
+    /// The tree had more memory than it may have.
+    Memory,
+    /// The tree had more processes than it may have.
+    Pids,
     /// Guard or supervisor was killed; the other one ended the run.
     SupervisorLost,
     /// The command could not be started.
@@ -61,6 +65,8 @@ impl Reason {
             Reason::Stop => "stop",
             Reason::OwnerGone => "owner_gone",
             Reason::CpuTime => "cpu_time",
+            Reason::Memory => "memory",
+            Reason::Pids => "pids",
             Reason::SupervisorLost => "supervisor_lost",
             Reason::LaunchFailed => "launch_failed",
         }
@@ -107,6 +113,8 @@ pub fn ending(facts: &Facts) -> Ending {
     };
     match facts.reason {
         Reason::SupervisorLost | Reason::LaunchFailed => Ending::Code(OWN_FAILURE),
+        // As the kernel does it; a leader that went at the first signal was killed all the same.
+        Reason::Memory => Ending::Code(SIGNAL_BASE + Signal::KILL.number() as u8),
         Reason::Ttl | Reason::Idle if !facts.preserve_status => Ending::Code(TIMED_OUT),
         _ => mirror(leader),
     }
@@ -144,6 +152,9 @@ mod tests {
             (Reason::Stop, Some(Signaled(Signal::KILL)), Ending::Code(137)),
             (Reason::CpuTime, Some(Signaled(Signal::XCPU)), Ending::Code(152)),
             (Reason::SupervisorLost, Some(Exited(0)), Ending::Code(125)),
+            (Reason::Memory, Some(Signaled(Signal::TERM)), Ending::Code(137)),
+            (Reason::Pids, Some(Signaled(Signal::KILL)), Ending::Code(137)),
+            (Reason::OwnerGone, Some(Signaled(Signal::KILL)), Ending::Code(137)),
             (Reason::Exit, None, Ending::Code(125)),
         ];
         for (reason, leader, expected) in table {

@@ -88,6 +88,9 @@ impl From<LaunchError> for Failure {
             LaunchError::Owner(_) => {
                 failure("owner", message, Some("nothing was started"), exit::OWN_FAILURE)
             }
+            LaunchError::Isolation(_) => {
+                failure("isolation", message, Some("agent-run doctor says what to do"), exit::OWN_FAILURE)
+            }
             LaunchError::ForeignProc => {
                 let hint = "mount the right one, as in unshare --pid --fork --mount-proc";
                 failure("foreign_proc", message, Some(hint), exit::OWN_FAILURE)

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::containment::{Cell, Plan};
 use crate::control::link::Link;
 use crate::ending::Events;
 use crate::exit::Ending;
@@ -18,13 +19,15 @@ use crate::recover;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
 use crate::registry::store::LiveRun;
-use crate::run::RunSpec;
+use crate::run::{Isolation, RunSpec};
 use crate::rundir::{self, CopyError};
 use crate::supervisor::{self, CallersTerminal, Handover};
+use crate::sys::namespace::{self, Lifelines};
 use crate::sys::process::{self, Change, Pid, Pidfd};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
 use crate::sys::{inherit, tty, waits};
+use crate::teardown::prey::Bounds;
 
 /// Nothing was started, and nothing is left.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,9 @@ pub enum LaunchError {
     /// There is no such owner.
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// No pid namespace can be made.
+    #[error("--isolate pid cannot be had here: {0}")]
+    Isolation(io::Error),
     /// What /proc says is not about our processes.
     #[error("/proc is missing or belongs to another pid namespace")]
     ForeignProc,
@@ -103,6 +109,9 @@ fn check(spec: &RunSpec) -> Result<(), LaunchError> {
     for source in &spec.copies {
         std::fs::symlink_metadata(source).map_err(refuse("cannot copy", source))?;
     }
+    if spec.isolation == Isolation::Pid {
+        namespace::probe().map_err(LaunchError::Isolation)?;
+    }
     match Limits::first_not_grantable(&spec.limits) {
         Some(name) => Err(LaunchError::Limit(name)),
         None => Ok(()),
@@ -115,24 +124,60 @@ fn guard(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<
     let root = Root::open()?;
     recover::recover_all_now_and_then(&root);
     process::become_subreaper().map_err(system("become a subreaper"))?;
-    let mut run = LiveRun::create(root, &spec, &start_directory(&spec), rundir::parents_from_environment())?;
+    let plan = Plan::of(&spec);
     let (owner, pinned) = owner.map(|found| (found.owner, found.handle)).unzip();
-    run.record.owner = owner;
+    let mut run = LiveRun::create(root, &spec, &start_directory(&spec), &|record| {
+        record.parents = rundir::parents_from_environment();
+        record.owner = owner.clone();
+        record.cgroup = plan.leaf_path(&record.id).map(|path| path.to_string_lossy().into_owned());
+        record.containment = containment(&spec, record.cgroup.is_some());
+    })?;
+    let cell = plan.make(run.id(), &spec.limits);
+    if cell.is_none() {
+        run.record.cgroup = None;
+        run.record.containment = containment(&spec, false);
+    }
     let prepared = match prepare(&spec, &run, log.as_ref()) {
         Ok(prepared) => prepared,
         Err(error) => {
-            run.forget();
+            forget(run, cell);
             return Err(error);
         }
     };
-    start(spec, run, prepared, pinned, Files { log, events: Events::new(events), started })
+    let files = Files { log, events: Events::new(events), started };
+    start(spec, run, prepared, Held { owner: pinned, cell }, files)
+}
+
+/// Returns the strongest rung that holds the run, in the words of [`crate::containment::rungs`].
+fn containment(spec: &RunSpec, has_cgroup: bool) -> String {
+    let rung = match spec.isolation {
+        Isolation::Pid => "pid_namespace",
+        Isolation::None if has_cgroup => "cgroup",
+        Isolation::None => "subreaper",
+    };
+    rung.to_owned()
 }
 
 /// What is made for a run, beside its place in the registry.
 struct Prepared {
     links: (Link, Link),
     senses: Senses,
+    lifelines: Option<Lifelines>,
     keeper: Option<Keeper>,
+}
+
+/// What the run holds beyond its directory.
+struct Held {
+    owner: Option<Pidfd>,
+    cell: Option<Cell>,
+}
+
+/// Undoes what was made for a run that never began.
+fn forget(run: LiveRun, cell: Option<Cell>) {
+    if let Some(cell) = cell {
+        let _ = cell.leaf.remove();
+    }
+    run.forget();
 }
 
 /// Files that the caller named.
@@ -159,22 +204,25 @@ fn prepare(spec: &RunSpec, run: &LiveRun, log: Option<&File>) -> Result<Prepared
     }
     let links = Link::pair().map_err(system("make a socket pair"))?;
     let senses = Senses::open().map_err(system("open a signal queue"))?;
-    Ok(Prepared { links, senses, keeper: Keeper::open() })
+    let isolated = spec.isolation == Isolation::Pid;
+    let lifelines = isolated.then(Lifelines::new).transpose().map_err(system("make a pipe"))?;
+    Ok(Prepared { links, senses, lifelines, keeper: Keeper::open() })
 }
 
 fn start(
     spec: RunSpec,
     run: LiveRun,
     prepared: Prepared,
-    owner: Option<Pidfd>,
+    held: Held,
     files: Files,
 ) -> Result<Ending, LaunchError> {
     let Files { log, events, started } = files;
-    let Prepared { links: (guards_link, supervisors_link), senses, keeper } = prepared;
+    let Held { owner, cell } = held;
+    let Prepared { links: (guards_link, supervisors_link), senses, lifelines, keeper } = prepared;
     let forked = match spawn::fork() {
         Ok(forked) => forked,
         Err(error) => {
-            run.forget();
+            forget(run, cell);
             return Err(system("fork")(error));
         }
     };
@@ -194,6 +242,8 @@ fn start(
                 log,
                 events,
                 owner,
+                cell,
+                lifelines,
                 started,
             })
         }
@@ -203,7 +253,9 @@ fn start(
             // last word.
             let _ = spawn::let_go_of(&[0, 1]);
             inherit::close_callers_others();
-            let guard = Guard { spec, run, link: guards_link, supervisor, keeper, events };
+            let lifeline = lifelines.map(Lifelines::for_guard);
+            let bounds = Bounds { leaf: cell.map(|cell| cell.leaf), lifeline, init: None };
+            let guard = Guard { spec, run, link: guards_link, supervisor, keeper, bounds, events };
             guard.watch(senses).map_err(system("watch the supervisor"))
         }
     }

@@ -24,7 +24,7 @@
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
 //! [`settings`], [`failure`] → [`launch`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
-//! [`rundir`], [`control`], [`owner`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`lease`], [`mod@env`] → [`sys`].
+//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
 //!
@@ -45,6 +45,7 @@
 
 pub mod cli;
 pub mod client;
+pub mod containment;
 pub mod control;
 pub mod ending;
 pub mod env;
@@ -69,5 +70,5 @@ pub use client::{ClientError, Run, launch_run};
 pub use exit::{Ending, Reason};
 pub use limits::{Bound, Limits};
 pub use registry::record::{End, Record};
-pub use run::{Keep, OwnerChoice, RunId, RunSpec};
+pub use run::{Isolation, Keep, OwnerChoice, RunId, RunSpec};
 pub use sys::signal::Signal;

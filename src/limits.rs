@@ -1,4 +1,4 @@
-//! The limits of a run: rlimits of its processes, as `setrlimit(2)` knows them.
+//! The limits of a run: rlimits of its processes, as `setrlimit(2)` knows them, and limits of its whole tree.
 
 use std::time::Duration;
 
@@ -36,7 +36,8 @@ pub enum Unit {
     Seconds,
 }
 
-/// The rlimits of a run. Each counts for every process of the tree by itself, not for their sum.
+/// The limits of a run. The rlimits count for every process of the tree by itself, `memory`, `pids` and
+/// `cpu_percent` for their sum.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Open descriptors (RLIMIT_NOFILE).
@@ -49,6 +50,15 @@ pub struct Limits {
     pub core: Option<Bound>,
     /// CPU time in seconds (RLIMIT_CPU): SIGXCPU at the soft, SIGKILL at the hard value.
     pub cpu_time: Option<Bound>,
+    /// Memory of the whole tree, in bytes; above it the run ends.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Processes of the whole tree (with threads, where a cgroup counts them); above it the run ends.
+    #[serde(default)]
+    pub pids: Option<u64>,
+    /// CPU of the whole tree, in percent of one core; more is not given.
+    #[serde(default)]
+    pub cpu_percent: Option<u64>,
 }
 
 impl Limits {
@@ -145,6 +155,13 @@ pub fn parse_size(text: &str) -> Result<u64, BadSize> {
         }
     };
     scaled.filter(|bytes| *bytes < u64::MAX).ok_or_else(bad)
+}
+
+/// Reads a share of the CPU in percent of one core: `50`, `50%`, `250%`.
+pub fn parse_percent(text: &str) -> Result<u64, BadLimit> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse().ok().filter(|percent| *percent > 0);
+    let why = "write percent of one core, like 50% or 200%".to_owned();
+    number.ok_or(BadLimit { text: text.to_owned(), why })
 }
 
 /// Writes a size for a person: `512 MiB`.

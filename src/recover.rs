@@ -36,6 +36,7 @@ pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<En
         ending: Ending::Code(OWN_FAILURE),
         verified: survivors.is_empty(),
         killed,
+        exceeded: None,
         survivors,
     };
     // What it says is for the run's own person, who is not here.

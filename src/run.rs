@@ -123,6 +123,16 @@ pub enum OwnerChoice {
     Pid(Pid),
 }
 
+/// Whether the kernel keeps the run in a world of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// No.
+    #[default]
+    None,
+    /// A pid namespace: nothing outlives it, whatever is killed; process ids look different inside.
+    Pid,
+}
+
 /// How much `agent-run` says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verbosity {
@@ -170,7 +180,11 @@ pub struct RunSpec {
     pub preserve_status: bool,
     /// Whose death ends the run.
     pub owner: OwnerChoice,
-    /// Limits of each process.
+    /// Whether the kernel keeps the run in a world of its own.
+    pub isolation: Isolation,
+    /// Whether the run gets a cgroup where one can be made.
+    pub cgroup: bool,
+    /// Limits of each process and of the tree.
     pub limits: Limits,
     /// How much is said on stderr.
     pub verbosity: Verbosity,
@@ -200,6 +214,8 @@ impl RunSpec {
             events: None,
             preserve_status: false,
             owner: OwnerChoice::None,
+            isolation: Isolation::None,
+            cgroup: true,
             limits: Limits::default(),
             verbosity: Verbosity::Normal,
         }

@@ -13,8 +13,8 @@ use toml::de::{DeTable, DeValue};
 
 use crate::env as vars;
 use crate::lease::{parse_duration, parse_limit};
-use crate::limits::{Bound, Limits, Unit, parse_bound};
-use crate::run::{Keep, OwnerChoice, RunSpec, Verbosity};
+use crate::limits::{Bound, Limits, Unit, parse_bound, parse_percent, parse_size};
+use crate::run::{Isolation, Keep, OwnerChoice, RunSpec, Verbosity};
 use crate::sys::signal::Signal;
 
 /// The file that a project may have.
@@ -24,13 +24,18 @@ pub const USER_FILE: &str = "agent-run/config.toml";
 
 /// Every setting, as it stands in a file. The flag has `-` for `_`, the variable is `AGENT_RUN_` and
 /// the name in capitals.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 19] = [
     "ttl",
     "idle",
     "grace",
     "signal",
     "keep",
     "owner",
+    "isolate",
+    "cgroup",
+    "memory",
+    "cpu",
+    "pids",
     "scratch",
     "preserve_status",
     "quiet",
@@ -198,6 +203,8 @@ impl Resolved {
         self.take("signal", &mut spec.signal, parse_polite_signal)?;
         self.take("keep", &mut spec.keep, parse_keep)?;
         self.take("owner", &mut spec.owner, parse_owner)?;
+        self.take("isolate", &mut spec.isolation, parse_isolation)?;
+        self.take("cgroup", &mut spec.cgroup, parse_truth)?;
         self.take("scratch", &mut spec.scratch, parse_truth)?;
         self.take("preserve_status", &mut spec.preserve_status, parse_truth)?;
         let mut quiet = false;
@@ -216,7 +223,12 @@ impl Resolved {
         take("fsize", &mut limits.fsize, Unit::Bytes)?;
         take("data", &mut limits.data, Unit::Bytes)?;
         take("core", &mut limits.core, Unit::Bytes)?;
-        take("cpu_time", &mut limits.cpu_time, Unit::Seconds)
+        take("cpu_time", &mut limits.cpu_time, Unit::Seconds)?;
+        self.take("memory", &mut limits.memory, parse_memory)?;
+        self.take("cpu", &mut limits.cpu_percent, |text| {
+            parse_percent(text).map(Some).map_err(|error| error.to_string())
+        })?;
+        self.take("pids", &mut limits.pids, parse_count)
     }
 
     fn take<T>(
@@ -280,6 +292,29 @@ fn parse_owner(text: &str) -> Result<OwnerChoice, String> {
             format!("'{}' is neither auto, parent, none nor a process id", text.escape_debug())
         }),
     }
+}
+
+fn parse_isolation(text: &str) -> Result<Isolation, String> {
+    match text {
+        "none" => Ok(Isolation::None),
+        "pid" => Ok(Isolation::Pid),
+        _ => Err(format!("'{}' is neither pid nor none", text.escape_debug())),
+    }
+}
+
+fn parse_memory(text: &str) -> Result<Option<u64>, String> {
+    // Less than a process that does nothing has.
+    const LEAST: u64 = 1 << 20;
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    if bytes < LEAST {
+        return Err(format!("'{text}' is too small; no program runs in less than 1M"));
+    }
+    Ok(Some(bytes))
+}
+
+fn parse_count(text: &str) -> Result<Option<u64>, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.map(Some).ok_or_else(|| format!("'{}' is not a number of processes", text.escape_debug()))
 }
 
 fn parse_truth(text: &str) -> Result<bool, String> {

@@ -13,6 +13,7 @@ Verbs (as the first argument):
   renew RUN DURATION   grant the lease anew, from now on
   logs RUN [-f]        show the output of a run that has a --log
   wait RUN             wait for the end, and return the run's code
+  doctor               tell what holds runs together on this machine
   run                  the same as no verb
 RUN is an id, a unique beginning of one, or a name. A verb's own options: agent-run VERB --help.
 
@@ -75,6 +76,21 @@ pub(super) struct RunCli {
     /// Whose death ends the run: auto (the nearest coding agent), parent, none, PID [default: none]
     #[arg(long, value_name = "WHO", allow_hyphen_values = true)]
     pub(super) owner: Option<String>,
+    /// Let nothing outlive the run whatever is killed: pid (a pid namespace), none [default: none]
+    #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
+    pub(super) isolate: Option<String>,
+    /// Whether the run gets a cgroup where one can be made: true, false [default: true]
+    #[arg(long, value_name = "BOOL", allow_hyphen_values = true)]
+    pub(super) cgroup: Option<String>,
+    /// Memory of the whole tree; above it the run is killed
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
+    pub(super) memory: Option<String>,
+    /// CPU of the whole tree, in percent of one core
+    #[arg(long, value_name = "PCT", allow_hyphen_values = true)]
+    pub(super) cpu: Option<String>,
+    /// Processes of the whole tree; above it the run is killed
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
+    pub(super) pids: Option<String>,
     /// Open descriptors of each process (soft[:hard])
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(super) nofile: Option<String>,
@@ -132,6 +148,15 @@ pub(super) enum Verb {
     Logs(LogsArgs),
     /// Wait for the end, and return the run's code
     Wait(WaitArgs),
+    /// Tell which rungs of containment can be had here, and what to do about the others
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    /// Answer with one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! The command line: what was typed goes in, one answer and an exit code come out. One file a verb.
 
 mod args;
+mod doctor;
 mod logs;
 mod printer;
 mod ps;
@@ -30,8 +31,8 @@ use printer::Printer;
 
 /// Words that are verbs as the very first argument. Those of `LATER` are kept for what is to come, so
 /// that a command of that name does not change its meaning one day.
-const VERBS: [&str; 7] = ["run", "ps", "status", "stop", "renew", "logs", "wait"];
-const LATER: [&str; 6] = ["server", "session", "port", "sweep", "doctor", "mcp"];
+const VERBS: [&str; 8] = ["run", "ps", "status", "stop", "renew", "logs", "wait", "doctor"];
+const LATER: [&str; 5] = ["server", "session", "port", "sweep", "mcp"];
 
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
@@ -74,6 +75,7 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
         Verb::Stop(args) => stop::run(&args, &printer),
         Verb::Renew(args) => renew::run(&args, &printer),
         Verb::Logs(args) => logs::run(&args, &printer),
+        Verb::Doctor(args) => doctor::run(&args, &printer),
         Verb::Wait(args) => wait::run(&args, &printer),
     };
     match done {

@@ -18,6 +18,8 @@ pub enum ToGuard {
     Spawned {
         /// Its leader.
         leader: Pid,
+        /// The init of its pid namespace.
+        init: Option<Pid>,
         /// When the lease ends.
         deadline: Option<BootTime>,
     },

@@ -25,6 +25,7 @@ use crate::sys::clock::{BootTime, Timer};
 use crate::sys::process::{self, Change, Pid};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::waits;
+use crate::teardown::prey::Bounds;
 use crate::teardown::progress::KILL_FOR;
 
 /// How much longer than the lease, its grace and its kill time a supervisor may take before the guard
@@ -57,6 +58,8 @@ pub struct Guard {
     pub supervisor: Pid,
     /// The terminal, if there is one.
     pub keeper: Option<Keeper>,
+    /// What holds the tree together, beside us.
+    pub bounds: Bounds,
     /// The file of `--events`.
     pub events: Events,
 }
@@ -151,8 +154,9 @@ impl Guard {
 
     fn hear(&mut self, message: ToGuard, timer: &Timer, seen: &mut Seen) {
         match message {
-            ToGuard::Spawned { leader, deadline } => {
+            ToGuard::Spawned { leader, init, deadline } => {
                 seen.leader = Some(leader);
+                self.bounds.init = init;
                 self.keeper.iter_mut().for_each(|keeper| keeper.leader_started(leader));
                 self.arm(timer, deadline, self.spec.grace + KILL_FOR);
             }

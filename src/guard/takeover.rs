@@ -32,7 +32,13 @@ impl Guard {
         }
         // A leader that the supervisor has reaped is nobody's any more.
         let leader = seen.leader.or(self.run.record.leader.as_ref().map(|leader| leader.pid));
-        let mut tree = ProcessTree::new(leader.filter(|leader| process::is_own_child(*leader)));
+        let leader = leader.filter(|leader| process::is_own_child(*leader));
+        let bounds = std::mem::take(&mut self.bounds);
+        if let Some(lifeline) = bounds.lifeline.as_ref().filter(|_| leader.is_none()) {
+            // The supervisor has reaped it and died before it could say so.
+            lifeline.leader_ended();
+        }
+        let mut tree = ProcessTree::new(leader, bounds);
         let verified = self.end_tree(&mut tree, queue, timer);
         let survivors = if verified { Vec::new() } else { tree.survivors() };
         if verified {
@@ -41,7 +47,8 @@ impl Guard {
         let reason = Reason::SupervisorLost;
         let leader = tree.leader_ended();
         let ending = exit::ending(&Facts { reason, leader, verified, preserve_status: false });
-        let outcome = Outcome { reason, leader, ending, verified, killed: tree.killed(), survivors };
+        let outcome =
+            Outcome { reason, leader, ending, verified, killed: tree.killed(), exceeded: None, survivors };
         let message = conclude(&mut self.run, &self.spec, &outcome, &mut self.events);
         self.give_terminal_back(true);
         message.iter().for_each(|message| say(message));
@@ -54,6 +61,8 @@ impl Guard {
         let mut progress = Progress::begin(self.spec.grace, BootTime::now());
         tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
         let mut asked = false;
+        // What ended before we took over has been told already, and is not told again.
+        tree.reap();
         while !tree.is_empty() {
             if !asked {
                 // The leader may have been told by the kernel already (PR_SET_PDEATHSIG), or not: a change of user

@@ -112,6 +112,15 @@ pub struct Owner {
     pub process: ProcessRef,
 }
 
+/// A limit of the tree, and how far it was exceeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exceeded {
+    /// Bytes or processes.
+    pub limit: u64,
+    /// The most that was seen.
+    pub peak: u64,
+}
+
 /// How the run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -127,6 +136,9 @@ pub struct End {
     pub verified: bool,
     /// How many processes needed SIGKILL.
     pub killed: u32,
+    /// The limit that ended it.
+    #[serde(default)]
+    pub exceeded: Option<Exceeded>,
     /// What was left.
     pub survivors: Vec<Survivor>,
     /// Why the managed directory could not be removed.
@@ -183,6 +195,9 @@ pub struct Record {
     pub limits: Limits,
     /// How its processes are held together.
     pub containment: String,
+    /// Its cgroup.
+    #[serde(default)]
+    pub cgroup: Option<String>,
     /// The managed directory; null once it has been removed.
     pub dir: Option<String>,
     /// What becomes of it.
@@ -197,7 +212,7 @@ pub struct Record {
 
 impl Record {
     /// Returns the entry that is written before anything is started.
-    pub fn starting(id: RunId, spec: &RunSpec, cwd: &Path, parents: Vec<RunId>) -> Record {
+    pub fn starting(id: RunId, spec: &RunSpec, cwd: &Path) -> Record {
         Record {
             version: VERSION,
             id,
@@ -207,7 +222,7 @@ impl Record {
             command: spec.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
             cwd: cwd.to_string_lossy().into_owned(),
             labels: spec.labels.iter().cloned().collect(),
-            parents,
+            parents: Vec::new(),
             leader: None,
             guard: ProcessRef::of_own(process::own_pid()),
             supervisor: None,
@@ -222,6 +237,7 @@ impl Record {
             signal: spec.signal,
             limits: spec.limits.clone(),
             containment: "subreaper".to_owned(),
+            cgroup: None,
             dir: None,
             keep: spec.keep,
             log: spec.log.as_ref().map(|path| path.to_string_lossy().into_owned()),
@@ -283,7 +299,7 @@ mod tests {
         let mut spec = RunSpec::new(["sleep", "5"]);
         spec.labels = vec![("team".into(), "web".into())];
         spec.ttl = Some(Duration::from_secs(60));
-        Record::starting(RunId::random(), &spec, Path::new("/somewhere"), Vec::new())
+        Record::starting(RunId::random(), &spec, Path::new("/somewhere"))
     }
 
     #[test]

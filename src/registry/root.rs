@@ -66,6 +66,11 @@ impl Root {
         !recent && File::create(stamp).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
     }
 
+    /// Returns whether it is not where other shells look first.
+    pub fn is_fallback(&self) -> bool {
+        places().first() != Some(&self.path)
+    }
+
     /// Returns where the root is.
     pub fn path(&self) -> &Path {
         &self.path

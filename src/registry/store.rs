@@ -44,12 +44,12 @@ pub struct LiveRun {
 }
 
 impl LiveRun {
-    /// Enters a new run, state `starting`. On an error nothing is left.
+    /// Enters a new run, state `starting`, with what `fill` knows of it. On an error nothing is left.
     pub fn create(
         root: Root,
         spec: &RunSpec,
         cwd: &Path,
-        parents: Vec<RunId>,
+        fill: &dyn Fn(&mut Record),
     ) -> Result<LiveRun, RegistryError> {
         // Held until the run can be seen, so that of two launches with one name one loses.
         let _names = match &spec.name {
@@ -60,7 +60,9 @@ impl LiveRun {
         for _ in 0..ID_TRIES {
             let id = RunId::random();
             let hidden = format!(".new-{id}");
-            match enter(&root, &hidden, Record::starting(id, spec, cwd, parents.clone())) {
+            let mut record = Record::starting(id, spec, cwd);
+            fill(&mut record);
+            match enter(&root, &hidden, record) {
                 Ok((record, directory)) => return Ok(LiveRun { record, directory, root }),
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => last = Some(error),
                 Err(error) => {
@@ -457,7 +459,7 @@ mod tests {
     fn create(root: Root, name: Option<&str>) -> Result<LiveRun, RegistryError> {
         let mut spec = RunSpec::new(["true"]);
         spec.name = name.map(str::to_owned);
-        LiveRun::create(root, &spec, Path::new("/"), Vec::new())
+        LiveRun::create(root, &spec, Path::new("/"), &|_| {})
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::machine::{Action, Event, Machine, Policy, Verdict};
+use super::meter::{Excess, Meter};
 use super::relay::Relay;
 use super::requests::{self, Asked};
 use super::{Handover, Supervised};
@@ -19,22 +20,23 @@ use crate::control::{Answer, Request};
 use crate::ending::{Events, Outcome, conclude};
 use crate::exit::Reason;
 use crate::lease;
-use crate::registry::record::State;
+use crate::registry::record::{Exceeded, State};
 use crate::registry::store::{self, LiveRun};
 use crate::run::RunSpec;
 use crate::sys::clock::{BootTime, Timer};
+use crate::sys::namespace::Lifeline;
 use crate::sys::process::{self, Change, Ended, Pid, Pidfd};
 use crate::sys::readiness::Readiness;
 use crate::sys::signal::{Signal, SignalQueue};
 use crate::sys::tree::{self, Descend};
 use crate::sys::tty::Terminal;
-use crate::teardown::prey::ProcessTree;
+use crate::teardown::prey::{Bounds, ProcessTree};
 use crate::teardown::progress::KILL_FOR;
 
 /// Supervises the command to its end, and returns the channel with the last word for the guard.
 pub(super) fn drive(handover: Handover, supervised: Supervised) -> (Link, ToGuard) {
-    let Supervised { leader, control, relay, lease } = supervised;
-    let mut driver = Driver::new(handover, leader, relay, lease);
+    let Supervised { leader, control, relay, lease, namespace } = supervised;
+    let mut driver = Driver::new(handover, leader, relay, lease, namespace);
     // A short command may be over before there is anything to wait by.
     driver.look_at_children();
     if driver.machine.verdict().is_none() {
@@ -59,16 +61,28 @@ struct Driver {
     tree: ProcessTree,
     callers: super::CallersTerminal,
     owner: Option<Pidfd>,
+    meter: Option<Meter>,
+    exceeded: Option<Exceeded>,
     guard_lost: bool,
     /// The tree's bytes and processes at the last sample of the idle time.
     sampled: Option<(u64, usize)>,
 }
 
 impl Driver {
-    fn new(handover: Handover, leader: Pid, relay: Option<Relay>, lease: Option<lease::Lease>) -> Driver {
-        let Handover { spec, run, link, events, callers, owner, .. } = handover;
-        let machine = Machine::new(Policy::of(&spec), lease, BootTime::now());
-        let tree = ProcessTree::new(Some(leader));
+    fn new(
+        handover: Handover,
+        leader: Pid,
+        relay: Option<Relay>,
+        lease: Option<lease::Lease>,
+        namespace: Option<(Pid, Lifeline)>,
+    ) -> Driver {
+        let Handover { spec, run, link, events, callers, owner, cell, .. } = handover;
+        let now = BootTime::now();
+        let machine = Machine::new(Policy::of(&spec), lease, now);
+        let meter = Meter::of(&spec.limits, cell.as_ref(), now);
+        let (init, lifeline) = namespace.unzip();
+        let tree =
+            ProcessTree::new(Some(leader), Bounds { leaf: cell.map(|cell| cell.leaf), lifeline, init });
         Driver {
             spec,
             run,
@@ -80,6 +94,8 @@ impl Driver {
             tree,
             callers,
             owner,
+            meter,
+            exceeded: None,
             guard_lost: false,
             sampled: None,
         }
@@ -96,7 +112,7 @@ impl Driver {
         // What happened before the queue was open.
         self.look_at_children();
         while self.machine.verdict().is_none() {
-            timer.set(self.machine.wake_at())?;
+            timer.set(self.wake_at())?;
             tokio::select! {
                 biased;
                 ready = signals.wait() => { ready?; self.take_signals(&queue); }
@@ -107,6 +123,26 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    fn wake_at(&self) -> Option<BootTime> {
+        let meter = self.meter.as_ref().filter(|_| self.machine.is_running()).and_then(Meter::next);
+        self.machine.wake_at().into_iter().chain(meter).min()
+    }
+
+    /// Looks at the limits of the tree.
+    fn measure(&mut self) {
+        if self.machine.is_running()
+            && let Some(meter) = &mut self.meter
+            && let Some(excess) = meter.look(self.tree.leaf(), BootTime::now())
+        {
+            self.exceed(excess);
+        }
+    }
+
+    fn exceed(&mut self, Excess { reason, figures }: Excess) {
+        self.exceeded = Some(figures);
+        self.take_in(Event::Exceeded(reason));
     }
 
     /// Takes `event` in and carries out what follows. An empty tree is noticed first: then nothing of it
@@ -178,6 +214,7 @@ impl Driver {
             _ => {}
         }
         if self.tree.leader_ended().is_none()
+            && !self.meter.as_ref().is_some_and(Meter::holds_the_tree)
             && let Some(Change::Stopped(signal)) = process::job_change(self.leader)
         {
             self.link.send(&ToGuard::LeaderStopped(signal));
@@ -187,6 +224,12 @@ impl Driver {
     fn leader_ended(&mut self, ended: Ended) {
         if let Some(relay) = &mut self.relay {
             relay.leader_ended();
+        }
+        let refused = self.meter.as_ref().and_then(|meter| meter.refused_by_kernel(self.tree.leaf()));
+        if let Some(excess) =
+            refused.filter(|_| matches!(ended, Ended::Signaled(_)) && self.machine.is_running())
+        {
+            self.exceed(excess);
         }
         self.take_in(Event::LeaderEnded(ended));
         if self.machine.verdict().is_none() {
@@ -214,6 +257,7 @@ impl Driver {
     fn tick(&mut self) {
         // Nothing is given up before a last look.
         self.carry_out(Vec::new());
+        self.measure();
         self.take_in(Event::Tick);
         let actions = self.machine.judge_idleness(BootTime::now());
         self.carry_out(actions);
@@ -284,7 +328,15 @@ impl Driver {
             self.restore_terminal();
         }
         let Verdict { reason, leader, verified, ending, .. } = verdict;
-        let outcome = Outcome { reason, leader, ending, verified, killed: self.tree.killed(), survivors };
+        let outcome = Outcome {
+            reason,
+            leader,
+            ending,
+            verified,
+            killed: self.tree.killed(),
+            exceeded: self.exceeded.take(),
+            survivors,
+        };
         let message = conclude(&mut self.run, &self.spec, &outcome, &mut self.events);
         if !self.guard_lost {
             self.wake_guard();

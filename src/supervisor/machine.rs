@@ -35,6 +35,8 @@ pub enum Event {
     GuardLost,
     /// The owner has gone.
     OwnerGone,
+    /// A limit of the tree was exceeded: this one.
+    Exceeded(Reason),
     /// Somebody asked for the end.
     Stop {
         /// In place of the run's own grace.
@@ -222,6 +224,8 @@ impl Machine {
             Event::Signalled(signal) => self.signalled(signal, now),
             Event::GuardLost => self.end(Reason::SupervisorLost, self.policy.signal, None, now),
             Event::OwnerGone => self.end(Reason::OwnerGone, self.policy.signal, None, now),
+            // As the kernel would: what is out of bounds gets no time to go further.
+            Event::Exceeded(reason) => self.end(reason, self.policy.signal, Some(Duration::ZERO), now),
             Event::Stop { grace } => self.stop(grace, now),
             Event::Renew(ttl) => self.renew(ttl, now),
             Event::Activity => {

@@ -4,7 +4,9 @@
 //! children, the guard, the clock and requests. [`machine`] decides, the driver waits and carries out.
 
 mod driver;
+mod init;
 pub mod machine;
+mod meter;
 mod relay;
 mod requests;
 
@@ -18,16 +20,19 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 
+use crate::containment::Cell;
 use crate::control::link::{Link, ToGuard};
 use crate::ending::{Events, Outcome, conclude};
 use crate::exit::{self, Ending, Reason};
 use crate::lease::Lease;
 use crate::registry::record::State;
 use crate::registry::store::{LiveRun, SOCKET};
-use crate::run::RunSpec;
+use crate::run::{Isolation, RunSpec};
 use crate::rundir;
 use crate::sys::clock::BootTime;
+use crate::sys::namespace::{self, Lifeline, Lifelines};
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef};
+use crate::sys::signal::Signal;
 use crate::sys::spawn::{self, LeaderSetup, Rlimit};
 use crate::sys::tty::{Modes, Terminal};
 use crate::sys::{files, inherit, net, signal};
@@ -51,6 +56,10 @@ pub struct Handover {
     pub events: Events,
     /// Whose death ends the run.
     pub owner: Option<Pidfd>,
+    /// The run's cgroup.
+    pub cell: Option<Cell>,
+    /// The pipes into the init of the run's pid namespace, if it gets one.
+    pub lifelines: Option<Lifelines>,
     /// Gets the run's id when the command has been started.
     pub started: Option<File>,
 }
@@ -88,6 +97,7 @@ struct Supervised {
     control: UnixListener,
     relay: Option<relay::Relay>,
     lease: Option<Lease>,
+    namespace: Option<(Pid, Lifeline)>,
 }
 
 /// The command was not started.
@@ -104,24 +114,36 @@ impl LaunchFailure {
 
 impl Supervised {
     fn start(handover: &mut Handover) -> Result<Supervised, LaunchFailure> {
-        let Handover { spec, run, link, terminal, log, events, started, .. } = handover;
+        let Handover { spec, run, link, terminal, log, events, started, cell, .. } = handover;
+        let lifelines = handover.lifelines.take();
+        if lifelines.is_some() {
+            namespace::gain_rights().map_err(LaunchFailure::own("cannot make a user namespace"))?;
+        }
         run.record.supervisor = ProcessRef::of_own(process::own_pid());
         let control = net::listen_in(run.directory(), SOCKET)
             .map_err(LaunchFailure::own("cannot make the control socket"))?;
         let relay = log.take().map(|log| relay::start(&log)).transpose();
         let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
-        let setup = leader_setup(spec, run, terminal.take())
+        let setup = leader_setup(spec, run, terminal.take(), cell.as_ref())
             .map_err(LaunchFailure::own("cannot make the tree lock"))?;
+        let namespace = lifelines.map(|lifelines| enter_namespace(lifelines, spec)).transpose();
+        let namespace = namespace.map_err(LaunchFailure::own("cannot make a pid namespace"))?;
         // Nothing may fail once the command is there, so what is opened then has its descriptors now.
         let reserve = files::reserve_descriptors(DESCRIPTORS_AFTERWARDS)
             .map_err(LaunchFailure::own("there are too few descriptors (ulimit -n)"))?;
-        let child =
-            spawn::leader(command(spec, run, ends), setup).map_err(|error| not_started(spec, &error))?;
+        let child = spawn::leader(command(spec, run, ends), setup).map_err(|error| {
+            if let Some((init, _)) = &namespace {
+                let _ = process::signal_own_child(*init, Signal::KILL);
+                let _ = process::wait_for(*init);
+            }
+            not_started(spec, &error)
+        })?;
         drop(reserve);
         let leader = child.id() as Pid;
         let now = BootTime::now();
         let lease = spec.ttl.map(|ttl| Lease::grant(ttl, now));
-        link.send(&ToGuard::Spawned { leader, deadline: lease.map(|lease| lease.deadline()) });
+        let init = namespace.as_ref().map(|(init, _)| *init);
+        link.send(&ToGuard::Spawned { leader, init, deadline: lease.map(|lease| lease.deadline()) });
         // Only /dev/null is opened for it; without, we hold on to what the caller gave.
         let _ = spawn::let_go_of(&[0, 1, 2]);
         inherit::close_callers_others();
@@ -139,7 +161,7 @@ impl Supervised {
             // Whoever wanted to know may have gone.
             let _ = writeln!(started, "{}", run.id());
         }
-        Ok(Supervised { leader, control, relay, lease })
+        Ok(Supervised { leader, control, relay, lease, namespace })
     }
 }
 
@@ -165,6 +187,7 @@ fn leader_setup(
     spec: &RunSpec,
     run: &mut LiveRun,
     terminal: Option<(Terminal, Pid)>,
+    cell: Option<&Cell>,
 ) -> io::Result<LeaderSetup> {
     let tree_lock = run.tree_lock()?;
     let mut rlimits = spec.limits.rlimits();
@@ -172,7 +195,20 @@ fn leader_setup(
         run.record.mark = mark.soft;
         rlimits.insert(0, mark);
     }
-    Ok(LeaderSetup { on_supervisor_death: spec.signal, rlimits, terminal, tree_lock: Some(tree_lock) })
+    Ok(LeaderSetup {
+        on_supervisor_death: spec.signal,
+        rlimits,
+        terminal,
+        tree_lock: Some(tree_lock),
+        cgroup: cell.map(Cell::entrance).transpose()?,
+        isolated: spec.isolation == Isolation::Pid,
+    })
+}
+
+/// Makes the namespace; the relay's threads must run by then.
+fn enter_namespace(lifelines: Lifelines, spec: &RunSpec) -> io::Result<(Pid, Lifeline)> {
+    namespace::unshare_pids()?;
+    init::start(lifelines, spec.signal, spec.grace)
 }
 
 /// Draws the mark: a soft RLIMIT_LOCKS, which the kernel ignores since 2.4.25 (`getrlimit(2)`) and every
@@ -224,8 +260,12 @@ fn is_on_path(program: &Path, spec: &RunSpec) -> bool {
 }
 
 fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) {
-    let Handover { spec, mut run, link, mut events, .. } = handover;
+    let Handover { spec, mut run, link, mut events, cell, .. } = handover;
     let ending = Ending::Code(failure.code);
+    if let Some(cell) = cell {
+        // Nothing has entered it.
+        let _ = cell.leaf.remove();
+    }
     // Nothing ran, so nothing is worth keeping.
     run.record.keep = crate::run::Keep::Never;
     let outcome = Outcome {
@@ -234,6 +274,7 @@ fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) 
         ending,
         verified: !process::any_child_lives(),
         killed: 0,
+        exceeded: None,
         survivors: Vec::new(),
     };
     let more = conclude(&mut run, &spec, &outcome, &mut events);

@@ -1,9 +1,11 @@
 //! The platform: the only room with `unsafe` code. Everything above sees safe functions and
 //! plain types. Linux is built and tested; what another system needs differs only here.
 
+pub mod cgroup;
 pub mod clock;
 pub mod files;
 pub mod inherit;
+pub mod namespace;
 pub mod net;
 pub mod process;
 pub mod readiness;

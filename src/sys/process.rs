@@ -48,6 +48,8 @@ pub struct Stat {
     pub threads: u64,
     /// CPU time used, in clock ticks (user and system; waited-for children not counted).
     pub cpu_ticks: u64,
+    /// CPU time of the children that it has waited for, in clock ticks.
+    pub children_ticks: u64,
     /// Start, in clock ticks after boot.
     pub start_time: u64,
     /// Resident memory in pages.
@@ -78,6 +80,7 @@ impl Stat {
             session: signed(6)?,
             threads: number(20)?,
             cpu_ticks: number(14)? + number(15)?,
+            children_ticks: number(16)? + number(17)?,
             start_time: number(22)?,
             resident_pages: number(24)?,
         })
@@ -105,8 +108,13 @@ fn read_entry(path: &str) -> Option<String> {
 
 /// Returns our ancestors, nearest first, as far as they can be seen.
 pub fn ancestors() -> Vec<Pid> {
+    ancestors_of(own_pid())
+}
+
+/// Returns the ancestors of `pid`, nearest first, as far as they can be seen.
+pub fn ancestors_of(pid: Pid) -> Vec<Pid> {
     let parent_of = |pid: Pid| Some(Stat::read(pid)?.parent).filter(|parent| *parent > 0);
-    std::iter::successors(parent_of(own_pid()), |pid| parent_of(*pid)).collect()
+    std::iter::successors(parent_of(pid), |pid| parent_of(*pid)).collect()
 }
 
 /// Clock ticks in a second, for [`Stat::cpu_ticks`] and [`Stat::start_time`].
@@ -136,6 +144,14 @@ pub fn bytes_moved(pid: Pid) -> Option<u64> {
     let field =
         |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
     Some(field("rchar:")?.wrapping_add(field("wchar:")?))
+}
+
+/// Returns the memory of `pid` in bytes, of shared pages its share (PSS, `proc_pid_smaps(5)`, Linux 4.14); `None`
+/// if it is gone or another user's.
+pub fn proportional_memory(pid: Pid) -> Option<u64> {
+    let text = read_entry(&format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// A process pinned by descriptor (`pidfd_open(2)`, Linux 5.3): while we hold it, a signal sent
@@ -244,6 +260,20 @@ fn kill(target: Pid, signal: Signal) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Sends `signal` to every process of our pid namespace but us, which must be its init (`kill(2)`, -1).
+pub fn signal_namespace(signal: Signal) {
+    if own_pid() == 1 {
+        // SAFETY: no memory is passed. We are pid 1, so -1 means the processes of our namespace alone.
+        unsafe { libc::kill(-1, signal.number()) };
+    }
+}
+
+/// Returns whether any process but us, which must be its init, is in our pid namespace.
+pub fn signal_namespace_probe() -> bool {
+    // SAFETY: no memory is passed; signal 0 is not sent, only asked for.
+    own_pid() == 1 && unsafe { libc::kill(-1, 0) } == 0
 }
 
 /// How a process ended.

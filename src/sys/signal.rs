@@ -33,6 +33,8 @@ impl Signal {
     pub const INT: Signal = Signal(libc::SIGINT);
     /// Ctrl-\.
     pub const QUIT: Signal = Signal(libc::SIGQUIT);
+    /// Stops whoever gets it.
+    pub const STOP: Signal = Signal(libc::SIGSTOP);
     /// The one that cannot be refused.
     pub const KILL: Signal = Signal(libc::SIGKILL);
     /// The polite request to end.

@@ -10,7 +10,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use super::cgroup::Entrance;
 use super::inherit;
+use super::namespace;
 use super::process::{self, Pid};
 use super::signal::Signal;
 use super::tty::{self, Terminal};
@@ -29,6 +31,17 @@ pub fn fork() -> io::Result<Forked> {
     debug_assert_eq!(std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count), 1);
     // SAFETY: single-threaded (the caller's duty, checked above in debug builds), so the child may use all
     // of the library, not only what is async-signal-safe.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Forks this process, which may have threads that only copy bytes; the child has one.
+pub fn fork_beside_threads() -> io::Result<Forked> {
+    // SAFETY: the child may allocate: glibc makes its allocator fit for use in the child of a process with
+    // threads (fork(3), glibc manual). No other lock that those threads take is used by the child.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Forked::Child),
@@ -123,6 +136,10 @@ pub struct LeaderSetup {
     /// The only descriptor of ours that the command inherits: held open as long as something of the
     /// run lives.
     pub tree_lock: Option<File>,
+    /// The cgroup that it enters.
+    pub cgroup: Option<Entrance>,
+    /// Whether it is in a pid namespace that we are not in.
+    pub isolated: bool,
 }
 
 /// Starts `command` as the leader of its own process group, with what the caller of
@@ -140,17 +157,24 @@ pub fn leader(mut command: Command, setup: LeaderSetup) -> io::Result<Child> {
 fn prepare_leader(setup: &LeaderSetup, supervisor: Pid) -> io::Result<()> {
     // SAFETY: a prctl without pointers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, setup.on_supervisor_death.number()) };
-    if process::parent_pid() != supervisor {
+    // From within a namespace, a parent outside has no number.
+    if process::parent_pid() != if setup.isolated { 0 } else { supervisor } {
         // The supervisor died before the line above could count.
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
     // std has emptied the mask; the terminal may only be moved from the background with TTOU blocked.
     super::signal::block_all();
+    if let Some(cgroup) = &setup.cgroup {
+        cgroup.pass()?;
+    }
     if let Some((terminal, group)) = &setup.terminal
-        && terminal.foreground() == Some(*group)
+        && terminal.foreground() == Some(if setup.isolated { 0 } else { *group })
     {
         // Refused only if the terminal has gone, and then the guard sees that.
         let _ = terminal.give_to(tty::own_group());
+    }
+    if setup.isolated {
+        namespace::mount_own_proc()?;
     }
     for limit in &setup.rlimits {
         limit.apply()?;

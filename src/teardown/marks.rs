@@ -1,17 +1,19 @@
 //! Finding what a run has left when nobody stands above it any more.
 //!
 //! Every process of a run bears marks that it inherits: `AGENT_RUN_ID` in its environment, the open and
-//! locked tree lock, and a random soft RLIMIT_LOCKS. A program can lose one or another (`env -i`, closing
+//! locked tree lock, a random soft RLIMIT_LOCKS, and the run's cgroup where it has one. A program can lose one or another (`env -i`, closing
 //! all descriptors), hardly all. Each alone is enough; what descends from a marked process belongs to it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::env as vars;
 use crate::registry::record::{Record, Survivor};
 use crate::registry::store::TreeLock;
+use crate::sys::cgroup::{self, Leaf};
 use crate::sys::clock::BootTime;
 use crate::sys::process::{self, Pid, Pidfd, Stat};
 use crate::sys::signal::Signal;
@@ -25,6 +27,7 @@ pub struct Marks {
     rlimit: Option<u64>,
     lock: Option<TreeLock>,
     leader: Option<process::ProcessRef>,
+    leaf: Option<Leaf>,
 }
 
 /// A process of the run, pinned before it was seen to be one.
@@ -42,6 +45,7 @@ impl Marks {
             rlimit: record.mark,
             lock,
             leader: record.leader.clone(),
+            leaf: record.cgroup.as_deref().and_then(|path| Leaf::open(Path::new(path)).ok()),
         })
     }
 
@@ -52,6 +56,7 @@ impl Marks {
         ours.push(process::own_pid());
         let all: Vec<Stat> =
             tree::all_processes().filter_map(Stat::read).filter(|stat| !stat.is_dead()).collect();
+        let inside: HashSet<Pid> = self.leaf.iter().flat_map(Leaf::processes).collect();
         let locked = self.lock.as_ref().is_some_and(TreeLock::is_held);
         let candidates = all.iter().filter(|stat| stat.pid != 1 && !ours.contains(&stat.pid));
         for stat in candidates.clone() {
@@ -60,7 +65,10 @@ impl Marks {
             }
             // Pinned first: what is read afterwards is this process's if it still lives then.
             let Ok(pidfd) = Pidfd::open(stat.pid) else { continue };
-            if self.bears(stat.pid, locked) && pidfd.is_alive() {
+            let is_inside =
+                |leaf: &Leaf| inside.contains(&stat.pid) && cgroup::is_within(stat.pid, leaf.path());
+            let bears = self.leaf.as_ref().is_some_and(is_inside) || self.bears(stat.pid, locked);
+            if bears && pidfd.is_alive() {
                 found.insert(stat.pid, Marked { stat: stat.clone(), pidfd });
             }
         }
@@ -102,11 +110,15 @@ impl Marks {
     /// Ends all that bears the marks: politely, then not. Returns what is left, and how many needed SIGKILL.
     pub fn end(&self, signal: Signal, grace: Duration) -> (Vec<Survivor>, u32) {
         let mut progress = Progress::begin(grace, BootTime::now());
+        // What was stopped by us must be able to heed a signal.
+        let _ = self.leaf.as_ref().map(|leaf| leaf.freeze(false));
         let (mut asked, mut killed) = (Vec::new(), Vec::new());
         let mut found = HashMap::new();
         loop {
             self.find(&mut found);
             if found.is_empty() {
+                // Empty, so it can go; if something has just been put in there, the next one removes it.
+                let _ = self.leaf.as_ref().map(Leaf::remove);
                 return (Vec::new(), killed.len() as u32);
             }
             match progress.due(BootTime::now()) {
@@ -114,7 +126,10 @@ impl Marks {
                     send_once(&found, &mut asked, &[signal, Signal::CONT])
                 }
                 Due::Nothing => {}
-                Due::Kill { .. } => send_once(&found, &mut killed, &[Signal::KILL]),
+                Due::Kill { .. } => {
+                    send_once(&found, &mut killed, &[Signal::KILL]);
+                    let _ = self.leaf.as_ref().map(Leaf::kill);
+                }
                 Due::GiveUp => return (found.values().map(survivor).collect(), killed.len() as u32),
             }
             wait_for_a_death(&found, progress.wake_at());

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 
 use crate::registry::record::Survivor;
-use crate::sys::process::{self, Ended, Pid, Whom};
+use crate::sys::cgroup::{self, Leaf};
+use crate::sys::namespace::Lifeline;
+use crate::sys::process::{self, Ended, Pid, ProcessRef, Stat, Whom};
 use crate::sys::signal::Signal;
 use crate::sys::tree::{self, Descend, Member};
 
@@ -17,17 +19,42 @@ pub struct ProcessTree {
     nested: HashSet<Pid>,
     asked: HashSet<(Pid, u64)>,
     killed: HashSet<(Pid, u64)>,
+    bounds: Bounds,
+}
+
+/// What else holds the tree together.
+#[derive(Debug, Default)]
+pub struct Bounds {
+    /// The run's cgroup.
+    pub leaf: Option<Leaf>,
+    /// The way to the init of the run's pid namespace.
+    pub lifeline: Option<Lifeline>,
+    /// That init.
+    pub init: Option<Pid>,
 }
 
 impl ProcessTree {
     /// The tree whose leader is `leader`, if one was started.
-    pub fn new(leader: Option<Pid>) -> ProcessTree {
+    pub fn new(leader: Option<Pid>, bounds: Bounds) -> ProcessTree {
         ProcessTree {
             leader,
             leader_ended: None,
             nested: HashSet::new(),
             asked: HashSet::new(),
             killed: HashSet::new(),
+            bounds,
+        }
+    }
+
+    /// Returns the run's cgroup.
+    pub fn leaf(&self) -> Option<&Leaf> {
+        self.bounds.leaf.as_ref()
+    }
+
+    /// Lets a frozen tree go on, so that it can heed a signal.
+    fn thaw(&self) {
+        if let Some(leaf) = &self.bounds.leaf {
+            let _ = leaf.freeze(false);
         }
     }
 
@@ -40,11 +67,12 @@ impl ProcessTree {
     /// Reaps what has ended, except the leader, whose end is noted; returns whether anything had.
     pub fn reap(&mut self) -> bool {
         let mut any = false;
-        while self.leader_ended.is_none() {
+        while self.leader_ended.is_none() || self.leader.is_none() {
             let Some((pid, ended)) = process::peek_ended(Whom::Any) else { return any };
             any = true;
             if Some(pid) == self.leader {
                 self.leader_ended = Some(ended);
+                self.let_init_go();
             } else {
                 process::reap(pid);
             }
@@ -53,9 +81,18 @@ impl ProcessTree {
         any
     }
 
+    /// Tells the init of the namespace that it may end when it has no child left. The kernel does not let it
+    /// end before the leader is reaped (`zap_pid_ns_processes`), so that happens now.
+    fn let_init_go(&mut self) {
+        if let Some(lifeline) = &self.bounds.lifeline {
+            lifeline.leader_ended();
+            self.leader.take().map(process::reap);
+        }
+    }
+
     /// Reaps ended children one by one, where the leader's zombie hides them from [`Self::reap`].
     fn reap_behind_leader(&self) {
-        if self.leader_ended.is_some() {
+        if self.leader_ended.is_some() && self.leader.is_some() {
             for child in tree::own_children() {
                 if Some(child) != self.leader {
                     process::reap(child);
@@ -71,7 +108,7 @@ impl ProcessTree {
 
     /// Returns whether nothing of the tree lives: the kernel's answer, not a scan's.
     pub fn is_empty(&self) -> bool {
-        !process::any_child_lives()
+        !process::any_child_lives() && !self.bounds.leaf.as_ref().is_some_and(Leaf::is_populated)
     }
 
     /// Reaps all that is left of an empty tree. Nothing of it lives, so nothing is signalled any more and
@@ -82,14 +119,19 @@ impl ProcessTree {
         }
         while let Some((pid, _)) = process::peek_ended(Whom::Any) {
             if process::reap(pid).is_none() {
-                return;
+                break;
             }
+        }
+        if let Some(leaf) = &self.bounds.leaf {
+            // What is empty can be removed, but for a cgroup that somebody else is just making in it.
+            let _ = leaf.remove();
         }
     }
 
     /// Asks all that has not been asked yet to end: `to_group` goes to the leader's process group
     /// at once, `to_rest` to every other process, SIGCONT to both.
     pub fn ask(&mut self, to_group: Signal, to_rest: Signal) {
+        self.thaw();
         self.reap_behind_leader();
         let group = self.pinned_group();
         if let Some(group) = group.filter(|_| self.asked.is_empty()) {
@@ -103,9 +145,31 @@ impl ProcessTree {
         const WALKS: u32 = 4;
         for _ in 0..WALKS {
             if !self.ask_new(to_rest) {
-                return;
+                break;
             }
         }
+        self.ask_strangers(to_rest);
+    }
+
+    /// Asks those in the run's cgroup that do not descend from us: somebody has put them there.
+    fn ask_strangers(&mut self, signal: Signal) {
+        let Some(leaf) = &self.bounds.leaf else { return };
+        for pid in leaf.processes() {
+            if self.asked.iter().any(|(asked, _)| *asked == pid) {
+                continue;
+            }
+            // Pinned, then seen to be in there, then signalled.
+            let Some((found, pidfd)) = ProcessRef::observe(pid) else { continue };
+            if cgroup::is_within(pid, leaf.path()) && pidfd.is_alive() && !self.is_below_nested(pid) {
+                self.asked.insert((pid, found.start_time));
+                let _ = pidfd.send(signal);
+                let _ = pidfd.send(Signal::CONT);
+            }
+        }
+    }
+
+    fn is_below_nested(&self, pid: Pid) -> bool {
+        !self.nested.is_empty() && process::ancestors_of(pid).iter().any(|above| self.nested.contains(above))
     }
 
     /// Forgets who was asked outside of `to`: after the leader's end the others are asked by another signal.
@@ -140,9 +204,17 @@ impl ProcessTree {
     /// Sends SIGKILL to all that is there now.
     pub fn kill(&mut self) {
         self.reap_behind_leader();
-        let killed = &mut self.killed;
+        if let Some(leaf) = &self.bounds.leaf {
+            self.killed.extend(
+                leaf.processes().into_iter().filter_map(|pid| Some((pid, Stat::read(pid)?.start_time))),
+            );
+            let _ = leaf.kill();
+        }
+        let (killed, init) = (&mut self.killed, self.bounds.init);
         tree::walk(&mut |member| {
-            killed.insert((member.stat.pid, member.stat.start_time));
+            if Some(member.stat.pid) != init {
+                killed.insert((member.stat.pid, member.stat.start_time));
+            }
             let _ = member.send(Signal::KILL);
             Descend::Yes
         });

@@ -11,7 +11,7 @@ const LAYERS: [&[&str]; 14] = [
     &["launch"],
     &["guard", "supervisor", "recover"],
     &["ending"],
-    &["teardown", "rundir", "control", "owner"],
+    &["teardown", "rundir", "control", "owner", "containment"],
     &["usage"],
     &["registry"],
     &["run"],

@@ -79,7 +79,7 @@ fn no_descriptor_leaks_but_the_tree_lock() {
 #[test]
 fn a_few_descriptors_are_enough() {
     let place = Place::new();
-    shell(&place, "ulimit -n 24; exec $RUN -- $HELPER exit 6").expect_code(6);
+    shell(&place, "ulimit -n 28; exec $RUN -- $HELPER exit 6").expect_code(6);
 }
 
 #[test]

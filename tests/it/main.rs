@@ -11,6 +11,7 @@ mod bad_input;
 mod directory;
 mod handed_on;
 mod library;
+mod limits;
 mod matrix;
 mod outcomes;
 mod owner;

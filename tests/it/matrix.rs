@@ -168,9 +168,9 @@ fn meet(way: &Way, kinds: &[(&str, &str)], options: &[&str]) {
     let begun = Instant::now();
     (way.end)(&place, &guard);
     let done: Done = guard.wait();
-    wait_until("the run is over", || place.unfinished().is_empty());
+    wait_until(&format!("the run is over: {done:?} {options:?}"), || place.unfinished().is_empty());
     let took = begun.elapsed();
-    let what = way.name;
+    let what = format!("{} {options:?}", way.name);
     assert_eq!(done.shell_code(), way.code, "{what}: {done:?}");
     let end = place.the_ended()["end"].clone();
     assert_eq!(
@@ -195,9 +195,18 @@ fn marked(mark: u64) -> Vec<i32> {
     agent_run::sys::tree::all_processes().filter(bears).collect()
 }
 
+/// The ladder: what this machine offers, and each lower rung alone. (Each is the default in some place.)
+const RUNGS: [&[&str]; 3] = [&[], &["--cgroup", "false"], &["--isolate", "pid", "--cgroup", "false"]];
+
 fn all_kinds(way: &Way) {
-    meet(way, &KINDS, &[]);
-    meet(way, &[&KINDS[..], &[STOPPED]].concat(), &[]);
+    for rung in RUNGS {
+        if rung.contains(&"pid") && !crate::harness::offers("pid_namespace") {
+            crate::harness::skipped("--isolate pid cannot be had here");
+            continue;
+        }
+        meet(way, &KINDS, rung);
+        meet(way, &[&KINDS[..], &[STOPPED]].concat(), rung);
+    }
 }
 
 macro_rules! endings {

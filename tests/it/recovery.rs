@@ -3,12 +3,12 @@
 use agent_run::Signal;
 use agent_run::sys::process::Pidfd;
 
-use crate::harness::{Place, Running, misbehave, wait_until};
+use crate::harness::{Place, Running, misbehave, offers, skipped, wait_until};
 
 /// Starts a run and kills guard and supervisor at once.
 #[track_caller]
-fn orphan(place: &Place, script: &str) {
-    let mut command = place.command(&["-q", "-k", "300ms", "--", misbehave()]);
+fn orphan(place: &Place, options: &[&str], script: &str) {
+    let mut command = place.command(&[options, &["-q", "-k", "300ms", "--", misbehave()]].concat());
     command.args(script.split(' ').map(|word| if word == "@" { place.marker() } else { word.to_owned() }));
     let guard = Running::spawn(command);
     place.wait_for_file("ready");
@@ -52,8 +52,14 @@ fn each_mark_alone_is_enough() {
     ];
     for (mark, script) in marks {
         let place = Place::new();
-        orphan(&place, script);
+        orphan(&place, &["--cgroup", "false"], script);
         assert!(!place.processes().is_empty(), "{mark}: nothing was left to find");
+        is_finished_by(&place, &["true"]);
+    }
+    if offers("cgroup") {
+        let place = Place::new();
+        orphan(&place, &[], "daemon unlimit ignore TERM touch ../ready bare note @ pause end pause");
+        assert!(!place.processes().is_empty(), "the cgroup: nothing was left to find");
         is_finished_by(&place, &["true"]);
     }
 }
@@ -63,6 +69,7 @@ fn what_is_left_is_asked_first() {
     let place = Place::new();
     orphan(
         &place,
+        &[],
         "session daemon on TERM touch ../told exit 0 end touch ../ready pause end pause end pause",
     );
     is_finished_by(&place, &["true"]);
@@ -72,10 +79,24 @@ fn what_is_left_is_asked_first() {
 #[test]
 fn stop_ends_an_orphan() {
     let place = Place::new();
-    orphan(&place, "daemon ignore TERM touch ../ready pause end pause");
+    orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
     let id = place.the_record()["id"].as_str().unwrap().to_owned();
     place.run(&["status", &id]).expect_code(1);
     is_finished_by(&place, &["stop", &id]);
+}
+
+#[test]
+fn a_pid_namespace_leaves_nothing_to_recover() {
+    if !offers("pid_namespace") {
+        return skipped("--isolate pid cannot be had here");
+    }
+    let place = Place::new();
+    let script = "session daemon on TERM touch ../told exit 0 end touch ../up pause end pause end \
+                  daemon ignore TERM pause end await ../up touch ../ready pause";
+    orphan(&place, &["--isolate", "pid"], script);
+    wait_until("the init has ended all", || place.processes().is_empty());
+    assert!(place.path("told").exists(), "nobody was asked");
+    is_finished_by(&place, &["true"]);
 }
 
 #[test]
@@ -88,7 +109,7 @@ fn a_stranger_without_a_mark_is_spared() {
         command
     };
     let stranger = Running::spawn(stranger);
-    orphan(&place, "daemon ignore TERM touch ../ready pause end pause");
+    orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
     place.run(&["true"]).expect_code(0);
     wait_until("the orphan is gone", || place.unfinished().is_empty() && place.processes().len() == 1);
     assert_eq!(place.processes(), [stranger.pid()]);

@@ -306,6 +306,13 @@ impl Running {
     }
 }
 
+/// Returns whether this machine offers the rung of containment.
+pub(crate) fn offers(rung: &str) -> bool {
+    let place = Place::new();
+    let rungs = place.run(&["doctor", "--json"]).expect_code(0).json()["rungs"].clone();
+    rungs.as_array().unwrap().iter().any(|known| known["name"] == rung && known["usable"] == true)
+}
+
 /// Says that this machine cannot run a test.
 #[allow(clippy::print_stderr, reason = "a person reads what was not tested")]
 pub(crate) fn skipped(why: &str) {

@@ -1,0 +1,268 @@
+//! Cgroups of ours in the v2 hierarchy (`cgroups(7)`, Documentation/admin-guide/cgroup-v2.rst).
+//!
+//! A run's processes go into a leaf of their own: `cgroup.kill` (Linux 5.14) ends all of them in one step,
+//! however fast they fork, and `populated` says whether any lives. That needs no controller and no privilege
+//! beyond a cgroup that we may write to; limits need the controllers.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::{AccessFlags, access};
+
+use super::files;
+use super::process::Pid;
+
+/// Where systems mount the hierarchy: alone, or beside those of version 1.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+
+/// Why no leaf can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    /// Version 1 alone, or no cgroups at all.
+    #[error("no cgroup v2 hierarchy is mounted on /sys/fs/cgroup")]
+    NoHierarchy,
+    /// Our own cgroup is not below the mount: a container's view.
+    #[error("our own cgroup cannot be seen from here")]
+    NotVisible,
+    /// The directory may not be written.
+    #[error("{} may not be written: {source}", path.display())]
+    NotOurs {
+        /// Our cgroup.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No cgroup that we may write to hands these controllers down.
+    #[error("no cgroup that we may write to hands down {0}")]
+    NoController(String),
+}
+
+/// Returns the directory of the cgroup that this process is in.
+pub fn own() -> Result<PathBuf, Unusable> {
+    let is_v2 =
+        |mount: &&&str| statfs(**mount).is_ok_and(|seen| seen.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    let mount = MOUNTS.iter().find(is_v2).ok_or(Unusable::NoHierarchy)?;
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Unusable::NoHierarchy)?;
+    let directory = PathBuf::from(format!("{mount}{path}"));
+    if path.contains("/..") || !directory.is_dir() {
+        return Err(Unusable::NotVisible);
+    }
+    Ok(directory)
+}
+
+/// Returns the nearest cgroup, ours or above it, in which a leaf can be made that has `controllers`.
+/// Processes can be moved into it only if the common ancestor, which it is, may be written.
+pub fn parent_with(controllers: &[&str]) -> Result<PathBuf, Unusable> {
+    let own = own()?;
+    let writable = |path: &Path| {
+        access(&path.join("cgroup.procs"), AccessFlags::W_OK).and(access(path, AccessFlags::W_OK))
+    };
+    writable(&own).map_err(|error| Unusable::NotOurs { path: own.clone(), source: error.into() })?;
+    let candidates = own.ancestors().take_while(|path| writable(path).is_ok());
+    for candidate in candidates {
+        if hands_down(candidate, controllers) {
+            return Ok(candidate.to_owned());
+        }
+    }
+    Err(Unusable::NoController(controllers.join(", ")))
+}
+
+/// Returns whether leaves of `path` have `controllers`, switched on here if they were not. The kernel
+/// refuses that where processes are (but in the root).
+fn hands_down(path: &Path, controllers: &[&str]) -> bool {
+    let has = || {
+        let text = fs::read_to_string(path.join("cgroup.subtree_control")).unwrap_or_default();
+        let on: Vec<&str> = text.split_whitespace().collect();
+        controllers.iter().all(|wanted| on.contains(wanted))
+    };
+    let switch_on = || {
+        let wanted: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
+        fs::write(path.join("cgroup.subtree_control"), wanted.join(" ")).is_ok()
+    };
+    has() || (switch_on() && has())
+}
+
+/// A cgroup of ours.
+#[derive(Debug)]
+pub struct Leaf {
+    path: PathBuf,
+    directory: File,
+}
+
+impl Leaf {
+    /// Makes the cgroup `name` in `parent`.
+    pub fn make(parent: &Path, name: &str) -> io::Result<Leaf> {
+        let path = parent.join(name);
+        fs::create_dir(&path)?;
+        Leaf::open(&path).inspect_err(|_| drop(fs::remove_dir(&path)))
+    }
+
+    /// Opens the cgroup at `path`; an error if there is none, or something else.
+    pub fn open(path: &Path) -> io::Result<Leaf> {
+        let directory = files::open_directory(path)?;
+        if nix::sys::statfs::fstatfs(&directory)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
+            return Err(io::Error::other("it is not a cgroup"));
+        }
+        Ok(Leaf { path: path.to_owned(), directory })
+    }
+
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens its entrance, for [`enter`].
+    pub fn entrance(&self) -> io::Result<File> {
+        self.open_file("cgroup.procs", OFlag::O_WRONLY)
+    }
+
+    fn open_file(&self, name: &str, how: OFlag) -> io::Result<File> {
+        Ok(File::from(openat(
+            &self.directory,
+            name,
+            how | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW,
+            Mode::empty(),
+        )?))
+    }
+
+    /// Reads one of its files.
+    pub fn read(&self, name: &str) -> io::Result<String> {
+        let mut text = String::new();
+        self.open_file(name, OFlag::O_RDONLY)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Writes one of its files.
+    pub fn write(&self, name: &str, value: &str) -> io::Result<()> {
+        self.open_file(name, OFlag::O_WRONLY)?.write_all(value.as_bytes())
+    }
+
+    /// Returns the number that stands behind `key` in a file of lines `key number`.
+    pub fn count(&self, name: &str, key: &str) -> Option<u64> {
+        let text = self.read(name).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+    }
+
+    /// Returns whether a process lives in it or below; one that is gone is empty.
+    pub fn is_populated(&self) -> bool {
+        self.count("cgroup.events", "populated") == Some(1)
+    }
+
+    /// Sends SIGKILL to every process in it and below, in one step that no fork escapes (`cgroup.kill`,
+    /// Linux 5.14; before, nothing happens).
+    pub fn kill(&self) -> io::Result<()> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// Stops every process in it and below, or lets them go on (`cgroup.freeze`, Linux 5.2).
+    pub fn freeze(&self, stop: bool) -> io::Result<()> {
+        self.write("cgroup.freeze", if stop { "1" } else { "0" })
+    }
+
+    /// Returns the processes in it and below.
+    pub fn processes(&self) -> Vec<Pid> {
+        let mut found = Vec::new();
+        visit(&self.path, &mut |path| {
+            let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|line| line.parse::<Pid>().ok()).filter(|pid| *pid > 0));
+        });
+        found
+    }
+
+    /// Removes it, and what was made below it; it must be empty.
+    pub fn remove(&self) -> io::Result<()> {
+        let mut below = Vec::new();
+        visit(&self.path, &mut |path| below.push(path.to_owned()));
+        for path in below.iter().rev() {
+            match nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, path, nix::unistd::UnlinkatFlags::RemoveDir) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Visits `path` and all cgroups below it, parents first.
+fn visit(path: &Path, see: &mut dyn FnMut(&Path)) {
+    see(path);
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            visit(&entry.path(), see);
+        }
+    }
+}
+
+/// Returns whether `pid` is in the cgroup at `path` or below it, by its own entry in /proc.
+pub fn is_within(pid: Pid, path: &Path) -> bool {
+    let text = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let line = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::"));
+    let mount = MOUNTS.iter().rev().find_map(|mount| path.strip_prefix(mount).ok());
+    match (line, mount) {
+        (Some(line), Some(wanted)) => {
+            let seen = Path::new(std::ffi::OsStr::from_bytes(line.trim_ascii_start()));
+            seen.strip_prefix("/").is_ok_and(|seen| seen.starts_with(wanted))
+        }
+        _ => false,
+    }
+}
+
+/// Moves this process into the cgroup whose entrance is `entrance`; async-signal-safe.
+pub(super) fn enter(entrance: RawFd) -> io::Result<()> {
+    // SAFETY: one byte of static memory; 0 stands for the writing process.
+    if unsafe { libc::write(entrance, c"0".as_ptr().cast(), 1) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The entrance as the leader's setup has it.
+#[derive(Debug)]
+pub struct Entrance {
+    /// [`Leaf::entrance`].
+    pub file: File,
+    /// Whether a leader that cannot enter is not started: its limits would not hold.
+    pub must: bool,
+}
+
+impl Entrance {
+    /// Enters; async-signal-safe.
+    pub(super) fn pass(&self) -> io::Result<()> {
+        match enter(self.file.as_raw_fd()) {
+            Err(error) if self.must => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_made_and_removed_where_it_can_be() {
+        let Ok(parent) = parent_with(&[]) else { return };
+        let leaf = Leaf::make(&parent, &format!("agent-run-unit-{}", std::process::id())).unwrap();
+        assert!(!leaf.is_populated());
+        assert!(leaf.processes().is_empty());
+        fs::create_dir(leaf.path().join("below")).unwrap();
+        assert_eq!(Leaf::open(leaf.path()).unwrap().path(), leaf.path());
+        leaf.remove().unwrap();
+        assert!(!leaf.path().exists());
+        leaf.remove().unwrap();
+        assert!(!is_within(super::super::process::own_pid(), leaf.path()));
+    }
+
+    #[test]
+    fn another_directory_is_no_leaf() {
+        assert!(Leaf::open(Path::new("/tmp")).is_err());
+    }
+}

@@ -119,7 +119,7 @@ impl Leaf {
         &self.path
     }
 
-    /// Opens its entrance, for [`enter`].
+    /// Opens its entrance, for [`Entrance`].
     pub fn entrance(&self) -> io::Result<File> {
         self.open_file("cgroup.procs", OFlag::O_WRONLY)
     }

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use agent_run::sys::waits;
 use nix::fcntl::OFlag;
@@ -94,11 +95,17 @@ impl Pty {
         before
     }
 
-    /// Presses `key` again and again until `text` is printed: a program may not listen yet when it prompts.
+    /// Presses `key` until `text` is printed: a program may not listen yet when it prompts. As slowly as a
+    /// person, since a press too many throws away what is typed next.
     #[track_caller]
     pub(crate) fn press_until(&mut self, key: &str, text: &str) {
+        const AGAIN: Duration = Duration::from_secs(1);
+        let mut pressed: Option<Instant> = None;
         wait_until(&format!("{key:?} makes the terminal show {text:?}"), || {
-            self.send(key);
+            if pressed.is_none_or(|at| at.elapsed() > AGAIN) {
+                self.send(key);
+                pressed = Some(Instant::now());
+            }
             let screen = self.screen();
             let found = screen[self.mark..].find(text);
             self.mark += found.map_or(0, |at| at + text.len());

@@ -86,7 +86,7 @@ pub struct Cell {
 impl Cell {
     /// Opens the way in, for the leader.
     pub fn entrance(&self) -> io::Result<Entrance> {
-        Ok(Entrance { file: self.leaf.entrance()?, must: self.limited })
+        self.leaf.entrance(self.limited)
     }
 }
 

@@ -10,13 +10,11 @@ mod meter;
 mod relay;
 mod requests;
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde_json::json;
 
@@ -30,10 +28,11 @@ use crate::registry::store::{LiveRun, SOCKET};
 use crate::run::{Isolation, RunSpec};
 use crate::rundir;
 use crate::sys::clock::BootTime;
+use crate::sys::leader::{self, LeaderSetup, Program};
 use crate::sys::namespace::{self, Lifeline, Lifelines};
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef};
 use crate::sys::signal::Signal;
-use crate::sys::spawn::{self, LeaderSetup, Rlimit};
+use crate::sys::spawn::{self, Rlimit};
 use crate::sys::tty::{Modes, Terminal};
 use crate::sys::{files, inherit, net, signal};
 
@@ -124,22 +123,24 @@ impl Supervised {
             .map_err(LaunchFailure::own("cannot make the control socket"))?;
         let relay = log.take().map(|log| relay::start(&log)).transpose();
         let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
-        let setup = leader_setup(spec, run, terminal.take(), cell.as_ref())
+        let setup = leader_setup(spec, run, terminal.take(), cell.as_ref(), ends)
             .map_err(LaunchFailure::own("cannot make the tree lock"))?;
         let namespace = lifelines.map(|lifelines| enter_namespace(lifelines, spec)).transpose();
         let namespace = namespace.map_err(LaunchFailure::own("cannot make a pid namespace"))?;
         // Nothing may fail once the command is there, so what is opened then has its descriptors now.
         let reserve = files::reserve_descriptors(DESCRIPTORS_AFTERWARDS)
             .map_err(LaunchFailure::own("there are too few descriptors (ulimit -n)"))?;
-        let child = spawn::leader(command(spec, run, ends), setup).map_err(|error| {
+        let program = program(spec, run).map_err(|error| not_started(spec, &error))?;
+        let leader = leader::start(&program, &setup).map_err(|error| {
             if let Some((init, _)) = &namespace {
                 let _ = process::signal_own_child(*init, Signal::KILL);
                 let _ = process::wait_for(*init);
             }
             not_started(spec, &error)
         })?;
+        // What was for the leader alone: the writing ends of its outputs, too.
+        drop((setup, program));
         drop(reserve);
-        let leader = child.id() as Pid;
         let now = BootTime::now();
         let lease = spec.ttl.map(|ttl| Lease::grant(ttl, now));
         let init = namespace.as_ref().map(|(init, _)| *init);
@@ -165,22 +166,11 @@ impl Supervised {
     }
 }
 
-fn command(spec: &RunSpec, run: &LiveRun, ends: Option<relay::CommandEnds>) -> Command {
-    let managed = run.managed_path();
-    let mut command = Command::new(&spec.command[0]);
-    command.args(&spec.command[1..]);
-    command.envs(rundir::environment(&run.record, &managed));
-    let given: Vec<(OsString, OsString)> = spec.env.clone();
-    command.envs(given);
-    if spec.scratch {
-        command.current_dir(&managed);
-    } else if let Some(directory) = &spec.chdir {
-        command.current_dir(directory);
-    }
-    if let Some(relay::CommandEnds { stdout, stderr }) = ends {
-        command.stdout(Stdio::from(stdout)).stderr(Stdio::from(stderr));
-    }
-    command
+fn program(spec: &RunSpec, run: &LiveRun) -> io::Result<Program> {
+    let mut variables = rundir::environment(&run.record, &run.managed_path());
+    variables.extend(spec.env.iter().cloned());
+    let directory = if spec.scratch { Some(run.managed_path()) } else { spec.chdir.clone() };
+    Program::new(&spec.command, variables, directory)
 }
 
 fn leader_setup(
@@ -188,6 +178,7 @@ fn leader_setup(
     run: &mut LiveRun,
     terminal: Option<(Terminal, Pid)>,
     cell: Option<&Cell>,
+    ends: Option<relay::CommandEnds>,
 ) -> io::Result<LeaderSetup> {
     let tree_lock = run.tree_lock()?;
     let mut rlimits = spec.limits.rlimits();
@@ -202,6 +193,7 @@ fn leader_setup(
         tree_lock: Some(tree_lock),
         cgroup: cell.map(Cell::entrance).transpose()?,
         isolated: spec.isolation == Isolation::Pid,
+        outputs: ends.map(|relay::CommandEnds { stdout, stderr }| (stdout, stderr)),
     })
 }
 

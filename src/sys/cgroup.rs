@@ -119,9 +119,10 @@ impl Leaf {
         &self.path
     }
 
-    /// Opens its entrance, for [`Entrance`].
-    pub fn entrance(&self) -> io::Result<File> {
-        self.open_file("cgroup.procs", OFlag::O_WRONLY)
+    /// Opens the way in; `must` tells whether whoever cannot enter is not started.
+    pub fn entrance(&self, must: bool) -> io::Result<Entrance> {
+        let processes = self.open_file("cgroup.procs", OFlag::O_WRONLY)?;
+        Ok(Entrance { directory: self.directory.try_clone()?, processes, must })
     }
 
     fn open_file(&self, name: &str, how: OFlag) -> io::Result<File> {
@@ -215,31 +216,26 @@ pub fn is_within(pid: Pid, path: &Path) -> bool {
     }
 }
 
-/// Moves this process into the cgroup whose entrance is `entrance`; async-signal-safe.
-pub(super) fn enter(entrance: RawFd) -> io::Result<()> {
-    // SAFETY: one byte of static memory; 0 stands for the writing process.
-    if unsafe { libc::write(entrance, c"0".as_ptr().cast(), 1) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// The entrance as the leader's setup has it.
+/// The way into a cgroup, for a process that is to be born in it.
 #[derive(Debug)]
 pub struct Entrance {
-    /// [`Leaf::entrance`].
-    pub file: File,
-    /// Whether a leader that cannot enter is not started: its limits would not hold.
-    pub must: bool,
+    directory: File,
+    /// `cgroup.procs`, for a kernel that cannot fork into a cgroup.
+    processes: File,
+    /// Whether a process that cannot enter is not started: its limits would not hold.
+    must: bool,
 }
 
 impl Entrance {
+    pub(super) fn directory(&self) -> RawFd {
+        self.directory.as_raw_fd()
+    }
+
     /// Enters; async-signal-safe.
     pub(super) fn pass(&self) -> io::Result<()> {
-        match enter(self.file.as_raw_fd()) {
-            Err(error) if self.must => Err(error),
-            _ => Ok(()),
-        }
+        // SAFETY: one byte of static memory; 0 stands for the writing process.
+        let written = unsafe { libc::write(self.processes.as_raw_fd(), c"0".as_ptr().cast(), 1) };
+        if written < 0 && self.must { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 

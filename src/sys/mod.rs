@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod files;
 pub mod inherit;
+pub mod leader;
 pub mod namespace;
 pub mod net;
 pub mod process;

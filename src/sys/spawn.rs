@@ -1,21 +1,15 @@
-//! Making processes: the fork of guard and supervisor, and the command's first process.
-//!
-//! command-group is not used: of what it offers only the group's creation is right under a
-//! subreaper (its waits lose the leader's status there), std has that, and it would bring a second nix.
+//! Making processes of ours: guard, supervisor, and those that work apart.
 
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Command;
 
-use super::cgroup::Entrance;
 use super::inherit;
-use super::namespace;
 use super::process::{self, Pid};
 use super::signal::Signal;
-use super::tty::{self, Terminal};
 
 /// Which side of a fork we are on.
 #[derive(Debug)]
@@ -98,7 +92,7 @@ pub struct Rlimit {
 
 impl Rlimit {
     /// Sets it for this process; async-signal-safe.
-    fn apply(&self) -> io::Result<()> {
+    pub(super) fn apply(&self) -> io::Result<()> {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: a valid resource (a wrong one is EINVAL) and a valid place.
         if unsafe { libc::getrlimit(self.resource, &mut limit) } < 0 {
@@ -122,80 +116,6 @@ pub fn current_rlimit(resource: u32) -> io::Result<(u64, u64)> {
         return Err(io::Error::last_os_error());
     }
     Ok((limit.rlim_cur, limit.rlim_max))
-}
-
-/// What the command's first process does between fork and exec, beside what std does.
-#[derive(Debug)]
-pub struct LeaderSetup {
-    /// Sent to the leader by the kernel if the supervisor dies (`PR_SET_PDEATHSIG`).
-    pub on_supervisor_death: Signal,
-    /// Limits, in this order.
-    pub rlimits: Vec<Rlimit>,
-    /// Given to the leader if the group named with it has it now.
-    pub terminal: Option<(Terminal, Pid)>,
-    /// The only descriptor of ours that the command inherits: held open as long as something of the
-    /// run lives.
-    pub tree_lock: Option<File>,
-    /// The cgroup that it enters.
-    pub cgroup: Option<Entrance>,
-    /// Whether it is in a pid namespace that we are not in.
-    pub isolated: bool,
-}
-
-/// Starts `command` as the leader of its own process group, with what the caller of
-/// `agent-run` had: mask, dispositions, closed descriptors. Returns after its exec; an error
-/// with a raw OS code is the exec's own.
-pub fn leader(mut command: Command, setup: LeaderSetup) -> io::Result<Child> {
-    let supervisor = process::own_pid();
-    command.process_group(0);
-    // SAFETY: the closure makes only async-signal-safe calls and does not allocate.
-    unsafe { command.pre_exec(move || prepare_leader(&setup, supervisor)) };
-    command.spawn()
-}
-
-/// Runs in the child. Everything here is async-signal-safe (`signal-safety(7)`).
-fn prepare_leader(setup: &LeaderSetup, supervisor: Pid) -> io::Result<()> {
-    // SAFETY: a prctl without pointers.
-    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, setup.on_supervisor_death.number()) };
-    // From within a namespace, a parent outside has no number.
-    if process::parent_pid() != if setup.isolated { 0 } else { supervisor } {
-        // The supervisor died before the line above could count.
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
-    // std has emptied the mask; the terminal may only be moved from the background with TTOU blocked.
-    super::signal::block_all();
-    if let Some(cgroup) = &setup.cgroup {
-        cgroup.pass()?;
-    }
-    if let Some((terminal, group)) = &setup.terminal
-        && terminal.foreground() == Some(if setup.isolated { 0 } else { *group })
-    {
-        // Refused only if the terminal has gone, and then the guard sees that.
-        let _ = terminal.give_to(tty::own_group());
-    }
-    if setup.isolated {
-        namespace::mount_own_proc()?;
-    }
-    for limit in &setup.rlimits {
-        limit.apply()?;
-    }
-    if let Some(lock) = &setup.tree_lock {
-        inherit_high(lock.as_raw_fd());
-    }
-    inherit::restore();
-    Ok(())
-}
-
-/// Leaves a copy of `fd` open across exec, far above the numbers that programs use by convention
-/// (LISTEN_FDS, make's jobserver).
-fn inherit_high(fd: RawFd) {
-    for lowest in [900, 200, 60, 3] {
-        // SAFETY: F_DUPFD makes a copy and touches nothing else; without room at or above `lowest`
-        // it fails with EINVAL or EMFILE.
-        if unsafe { libc::fcntl(fd, libc::F_DUPFD, lowest) } >= 0 {
-            return;
-        }
-    }
 }
 
 /// Lets `command` inherit `fd`, which stays close-on-exec for every other process that we start.

@@ -1,0 +1,296 @@
+//! The command's first process: forked straight into its cgroup, put in order, and replaced by the program.
+//!
+//! std's `Command` and command-group are not used: neither can fork into a cgroup (`clone3(2)`,
+//! CLONE_INTO_CGROUP), and to move there afterwards takes a wait for all CPUs (15 ms were seen). What exec
+//! needs is made before the fork, since nothing may be allocated after it.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use super::cgroup::Entrance;
+use super::process::{self, Pid};
+use super::signal::Signal;
+use super::spawn::Rlimit;
+use super::tty::{self, Terminal};
+use super::{inherit, namespace};
+
+/// Where names are looked for if PATH is not set (`execvp(3)`).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// What the leader does between fork and exec.
+#[derive(Debug)]
+pub struct LeaderSetup {
+    /// Sent to the leader by the kernel if the supervisor dies (`PR_SET_PDEATHSIG`).
+    pub on_supervisor_death: Signal,
+    /// Limits, in this order.
+    pub rlimits: Vec<Rlimit>,
+    /// Given to the leader if the group named with it has it now.
+    pub terminal: Option<(Terminal, Pid)>,
+    /// The only descriptor of ours that the command inherits: held open as long as something of the
+    /// run lives.
+    pub tree_lock: Option<File>,
+    /// The cgroup that it is born in.
+    pub cgroup: Option<Entrance>,
+    /// Whether it is in a pid namespace that we are not in.
+    pub isolated: bool,
+    /// In place of the caller's stdout and stderr.
+    pub outputs: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// A program to be executed.
+#[derive(Debug)]
+pub struct Program {
+    /// Where it may be, in the order of PATH.
+    places: Vec<CString>,
+    words: Vec<CString>,
+    environment: Vec<CString>,
+    directory: Option<CString>,
+}
+
+impl Program {
+    /// Prepares `words` with our environment and `more`, by whose PATH it is looked for, started in
+    /// `directory` if not where we are. Errors if a word has a
+    /// NUL byte, which `execve(2)` cannot pass on.
+    pub fn new(
+        words: &[OsString],
+        more: Vec<(OsString, OsString)>,
+        directory: Option<PathBuf>,
+    ) -> io::Result<Program> {
+        let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+        variables.extend(more);
+        let path = variables.get(OsStr::new("PATH")).map_or(OsStr::new(DEFAULT_PATH), |path| path);
+        let name = words.first().map_or(OsStr::new(""), |word| word);
+        let places = places(name, path).into_iter().map(|place| text(place.into_os_string()));
+        let pairs = variables.iter().map(|(name, value)| {
+            let mut pair = name.clone();
+            pair.push("=");
+            pair.push(value);
+            text(pair)
+        });
+        Ok(Program {
+            places: places.collect::<io::Result<_>>()?,
+            words: words.iter().cloned().map(text).collect::<io::Result<_>>()?,
+            environment: pairs.collect::<io::Result<_>>()?,
+            directory: directory.map(|path| text(path.into_os_string())).transpose()?,
+        })
+    }
+}
+
+fn text(word: OsString) -> io::Result<CString> {
+    Ok(CString::new(word.into_vec())?)
+}
+
+/// A name with a slash is a path; others are looked for in each directory of `path`, an empty one being here.
+fn places(name: &OsStr, path: &OsStr) -> Vec<PathBuf> {
+    if name.is_empty() || name.as_bytes().contains(&b'/') {
+        return vec![name.into()];
+    }
+    let directories = path.as_bytes().split(|byte| *byte == b':').map(OsStr::from_bytes);
+    directories
+        .map(|directory| if directory.is_empty() { Path::new(".") } else { Path::new(directory) }.join(name))
+        .collect()
+}
+
+/// The arrays of pointers that exec takes; they point into a [`Program`].
+struct Pointers {
+    words: Vec<*const libc::c_char>,
+    /// `sh FILE ARG...`, for a file that is no program; the file is filled in.
+    script: Vec<*const libc::c_char>,
+    environment: Vec<*const libc::c_char>,
+}
+
+impl Pointers {
+    fn into(program: &Program) -> Pointers {
+        let ended = |texts: &[CString]| {
+            texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
+        };
+        let words = ended(&program.words);
+        let script = [c"sh".as_ptr(), ptr::null()].into_iter().chain(words.iter().skip(1).copied()).collect();
+        Pointers { words, script, environment: ended(&program.environment) }
+    }
+}
+
+/// Starts `program` as the leader of its own process group, with what the caller of `agent-run` had: mask,
+/// dispositions, closed descriptors. Returns after its exec; an error with a raw OS code is the exec's own.
+pub fn start(program: &Program, setup: &LeaderSetup) -> io::Result<Pid> {
+    let supervisor = process::own_pid();
+    let mut pointers = Pointers::into(program);
+    let (mut told, teller) = io::pipe()?;
+    let (pid, inside) = fork_into(setup.cgroup.as_ref())?;
+    if pid == 0 {
+        let error = become_program(program, &mut pointers, setup, supervisor, inside);
+        let code = error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes();
+        // SAFETY: a valid buffer of that length; the parent reads it, or is dead.
+        unsafe { libc::write(teller.as_raw_fd(), code.as_ptr().cast(), code.len()) };
+        super::signal::exit_now(127);
+    }
+    drop(teller);
+    let mut code = [0; 4];
+    match told.read_exact(&mut code) {
+        // The exec has closed the other end.
+        Err(_) => Ok(pid),
+        Ok(()) => {
+            let _ = process::wait_for(pid);
+            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(code)))
+        }
+    }
+}
+
+/// Forks, into the cgroup if there is one and the kernel can; returns whether it did.
+fn fork_into(cgroup: Option<&Entrance>) -> io::Result<(Pid, bool)> {
+    if let Some(cgroup) = cgroup {
+        // An error before Linux 5.7, or where a sandbox hides the call; the leader tries by itself then.
+        if let Ok(pid) = clone_into(cgroup.directory()) {
+            return Ok((pid, true));
+        }
+    }
+    // SAFETY: the child makes only async-signal-safe calls until it execs or exits (`become_program`).
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok((pid, false)),
+    }
+}
+
+fn clone_into(directory: RawFd) -> io::Result<Pid> {
+    // SAFETY: all zeroes is a valid value of this struct of integers.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // libc's own constant is of a type that it does not fit into.
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = directory as u64;
+    // SAFETY: without CLONE_VM the child gets a copy of this memory, as by fork(2), and a stack of its own in it.
+    // What glibc would set right in itself (locks, its idea of the thread's number) the child does not use: it
+    // makes only async-signal-safe calls until it execs or exits.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as Pid) }
+}
+
+/// Runs in the child, and returns only why it could not. Everything here is async-signal-safe
+/// (`signal-safety(7)`).
+fn become_program(
+    program: &Program,
+    pointers: &mut Pointers,
+    setup: &LeaderSetup,
+    supervisor: Pid,
+    inside: bool,
+) -> io::Error {
+    match prepare(setup, supervisor, inside) {
+        Ok(()) => match program.directory.as_deref().map_or(Ok(()), nix::unistd::chdir) {
+            Ok(()) => execute(program, pointers),
+            Err(error) => error.into(),
+        },
+        Err(error) => error,
+    }
+}
+
+fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> io::Result<()> {
+    super::spawn::lead_own_group()?;
+    // SAFETY: a prctl without pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, setup.on_supervisor_death.number()) };
+    // From within a namespace, a parent outside has no number.
+    if process::parent_pid() != if setup.isolated { 0 } else { supervisor } {
+        // The supervisor died before the line above could count.
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    if let Some(cgroup) = setup.cgroup.as_ref().filter(|_| !inside) {
+        cgroup.pass()?;
+    }
+    // The terminal may only be moved from the background with TTOU blocked.
+    super::signal::block_all();
+    if let Some((terminal, group)) = &setup.terminal
+        && terminal.foreground() == Some(if setup.isolated { 0 } else { *group })
+    {
+        // Refused only if the terminal has gone, and then the guard sees that.
+        let _ = terminal.give_to(tty::own_group());
+    }
+    if setup.isolated {
+        namespace::mount_own_proc()?;
+    }
+    for limit in &setup.rlimits {
+        limit.apply()?;
+    }
+    if let Some((stdout, stderr)) = &setup.outputs {
+        for (from, to) in [(stdout, 1), (stderr, 2)] {
+            // SAFETY: both are descriptors of ours.
+            if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    if let Some(lock) = &setup.tree_lock {
+        inherit_high(lock.as_raw_fd());
+    }
+    inherit::restore();
+    Ok(())
+}
+
+/// Tries each place as `execvp(3)` does: on to the next if it is not there or not allowed; a file that is no
+/// program is a script for sh.
+fn execute(program: &Program, pointers: &mut Pointers) -> io::Error {
+    let mut refused = None;
+    let mut last = libc::ENOENT;
+    for place in &program.places {
+        // SAFETY: both arrays end with a null pointer and point to C strings that live as long as `program`.
+        unsafe { libc::execve(place.as_ptr(), pointers.words.as_ptr(), pointers.environment.as_ptr()) };
+        last = io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOENT);
+        if last == libc::ENOEXEC {
+            pointers.script[1] = place.as_ptr();
+            // SAFETY: as above.
+            unsafe {
+                libc::execve(c"/bin/sh".as_ptr(), pointers.script.as_ptr(), pointers.environment.as_ptr())
+            };
+            break;
+        }
+        match last {
+            libc::EACCES => refused = Some(last),
+            libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
+            _ => break,
+        }
+    }
+    io::Error::from_raw_os_error(refused.filter(|_| last != libc::ENOEXEC).unwrap_or(last))
+}
+
+/// Leaves a copy of `fd` open across exec, far above the numbers that programs use by convention
+/// (LISTEN_FDS, make's jobserver).
+fn inherit_high(fd: RawFd) {
+    for lowest in [900, 200, 60, 3] {
+        // SAFETY: F_DUPFD makes a copy and touches nothing else; without room at or above `lowest`
+        // it fails with EINVAL or EMFILE.
+        if unsafe { libc::fcntl(fd, libc::F_DUPFD, lowest) } >= 0 {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_looked_for_in_path() {
+        let table = [
+            ("ls", "/bin:/usr/bin", vec!["/bin/ls", "/usr/bin/ls"]),
+            ("ls", ":/bin", vec!["./ls", "/bin/ls"]),
+            ("ls", "", vec!["./ls"]),
+            ("./ls", "/bin", vec!["./ls"]),
+            ("/x/ls", "/bin", vec!["/x/ls"]),
+        ];
+        for (name, path, expected) in table {
+            let found = places(OsStr::new(name), OsStr::new(path));
+            assert_eq!(found, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{name} in {path:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_with_a_nul_is_refused() {
+        assert!(Program::new(&["a\0b".into()], Vec::new(), None).is_err());
+        assert!(Program::new(&["a".into()], vec![("X".into(), "a\0b".into())], None).is_err());
+    }
+}

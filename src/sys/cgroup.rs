@@ -11,10 +11,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, UnlinkatFlags, access, unlinkat};
 
 use super::files;
 use super::process::Pid;
@@ -52,7 +52,7 @@ pub fn own() -> Result<PathBuf, Unusable> {
     let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Unusable::NoHierarchy)?;
     let directory = PathBuf::from(format!("{mount}{path}"));
-    if path.contains("/..") || !directory.is_dir() {
+    if path.contains("/..") || !directory.exists() {
         return Err(Unusable::NotVisible);
     }
     Ok(directory)
@@ -66,6 +66,9 @@ pub fn parent_with(controllers: &[&str]) -> Result<PathBuf, Unusable> {
         access(&path.join("cgroup.procs"), AccessFlags::W_OK).and(access(path, AccessFlags::W_OK))
     };
     writable(&own).map_err(|error| Unusable::NotOurs { path: own.clone(), source: error.into() })?;
+    if controllers.is_empty() {
+        return Ok(own);
+    }
     let candidates = own.ancestors().take_while(|path| writable(path).is_ok());
     for candidate in candidates {
         if hands_down(candidate, controllers) {
@@ -180,10 +183,13 @@ impl Leaf {
 
     /// Removes it, and what was made below it; it must be empty.
     pub fn remove(&self) -> io::Result<()> {
+        if unlinkat(AT_FDCWD, &self.path, UnlinkatFlags::RemoveDir).is_ok() {
+            return Ok(());
+        }
         let mut below = Vec::new();
         visit(&self.path, &mut |path| below.push(path.to_owned()));
         for path in below.iter().rev() {
-            match nix::unistd::unlinkat(nix::fcntl::AT_FDCWD, path, nix::unistd::UnlinkatFlags::RemoveDir) {
+            match unlinkat(AT_FDCWD, path, UnlinkatFlags::RemoveDir) {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -1,13 +1,14 @@
-//! The command's first process: forked straight into its cgroup, put in order, and replaced by the program.
+//! The command's first process: born in its cgroup, put in order, and replaced by the program.
 //!
-//! std's `Command` and command-group are not used: neither can fork into a cgroup (`clone3(2)`,
+//! std's `Command` and command-group are not used: neither can make a process in a cgroup (`clone3(2)`,
 //! CLONE_INTO_CGROUP), and to move there afterwards takes a wait for all CPUs (15 ms were seen). What exec
-//! needs is made before the fork, since nothing may be allocated after it.
+//! needs is made before, since nothing may be allocated after.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -116,76 +117,150 @@ impl Pointers {
     }
 }
 
+/// What the child works with, in memory that it shares with us while we wait for its exec.
+struct Birth<'a> {
+    program: &'a Program,
+    setup: &'a LeaderSetup,
+    pointers: Pointers,
+    supervisor: Pid,
+    /// Whether it is born in the cgroup.
+    inside: bool,
+    /// Why there was no exec.
+    error: i32,
+}
+
 /// Starts `program` as the leader of its own process group, with what the caller of `agent-run` had: mask,
 /// dispositions, closed descriptors. Returns after its exec; an error with a raw OS code is the exec's own.
+/// All signals must be blocked.
 pub fn start(program: &Program, setup: &LeaderSetup) -> io::Result<Pid> {
+    let pointers = Pointers::into(program);
     let supervisor = process::own_pid();
-    let mut pointers = Pointers::into(program);
-    let (mut told, teller) = io::pipe()?;
-    let (pid, inside) = fork_into(setup.cgroup.as_ref())?;
-    if pid == 0 {
-        let error = become_program(program, &mut pointers, setup, supervisor, inside);
-        let code = error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes();
-        // SAFETY: a valid buffer of that length; the parent reads it, or is dead.
-        unsafe { libc::write(teller.as_raw_fd(), code.as_ptr().cast(), code.len()) };
-        super::signal::exit_now(127);
+    let mut birth = Birth { program, setup, pointers, supervisor, inside: false, error: 0 };
+    let pid = spawn(&mut birth)?;
+    if birth.error == 0 {
+        return Ok(pid);
     }
-    drop(teller);
-    let mut code = [0; 4];
-    match told.read_exact(&mut code) {
-        // The exec has closed the other end.
-        Err(_) => Ok(pid),
-        Ok(()) => {
-            let _ = process::wait_for(pid);
-            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(code)))
-        }
-    }
+    let _ = process::wait_for(pid);
+    Err(io::Error::from_raw_os_error(birth.error))
 }
 
-/// Forks, into the cgroup if there is one and the kernel can; returns whether it did.
-fn fork_into(cgroup: Option<&Entrance>) -> io::Result<(Pid, bool)> {
-    if let Some(cgroup) = cgroup {
+/// Makes the child, in the cgroup if there is one and the kernel can; returns when it has exec'ed or ended.
+fn spawn(birth: &mut Birth<'_>) -> io::Result<Pid> {
+    let mut stack = Stack::new();
+    if let Some(cgroup) = &birth.setup.cgroup {
+        birth.inside = true;
         // An error before Linux 5.7, or where a sandbox hides the call; the leader tries by itself then.
-        if let Ok(pid) = clone_into(cgroup.directory()) {
-            return Ok((pid, true));
+        if let Ok(pid) = clone::into_cgroup(cgroup.directory(), &mut stack, birth) {
+            return Ok(pid);
         }
+        birth.inside = false;
     }
-    // SAFETY: the child makes only async-signal-safe calls until it execs or exits (`become_program`).
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        pid => Ok((pid, false)),
+    clone::plain(&mut stack, birth)
+}
+
+/// A stack for the child: it shares our memory, and must not write over ours.
+struct Stack(Vec<MaybeUninit<u128>>);
+
+impl Stack {
+    fn new() -> Stack {
+        const BYTES: usize = 256 * 1024;
+        let mut room = Vec::new();
+        room.resize_with(BYTES / size_of::<u128>(), MaybeUninit::uninit);
+        Stack(room)
     }
 }
 
-fn clone_into(directory: RawFd) -> io::Result<Pid> {
-    // SAFETY: all zeroes is a valid value of this struct of integers.
-    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    // libc's own constant is of a type that it does not fit into.
-    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    arguments.flags = CLONE_INTO_CGROUP;
-    arguments.exit_signal = libc::SIGCHLD as u64;
-    arguments.cgroup = directory as u64;
-    // SAFETY: without CLONE_VM the child gets a copy of this memory, as by fork(2), and a stack of its own in it.
-    // What glibc would set right in itself (locks, its idea of the thread's number) the child does not use: it
-    // makes only async-signal-safe calls until it execs or exits.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments)) };
-    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as Pid) }
+/// `vfork(2)` in its safe form, as glibc's posix_spawn has it: the child shares our memory (nothing is copied)
+/// but not our stack, and this thread waits until it execs or exits.
+mod clone {
+    use super::*;
+
+    pub(super) fn plain(stack: &mut Stack, birth: &mut Birth<'_>) -> io::Result<Pid> {
+        let top = stack.0.as_mut_ptr_range().end;
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: `top` ends a stack that is aligned for a call and lives until this returns, as does `birth`, which
+        // nobody else uses meanwhile: CLONE_VFORK keeps this thread until the child has left both. All
+        // signals are blocked, so no handler runs on it, and the child makes async-signal-safe calls alone.
+        let pid = unsafe { libc::clone(be_born, top.cast(), flags, ptr::from_mut(birth).cast()) };
+        if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
+    }
+
+    extern "C" fn be_born(birth: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: `plain` and `into_cgroup` pass a valid exclusive reference.
+        let birth = unsafe { &mut *birth.cast::<Birth<'_>>() };
+        birth.error = become_program(birth).raw_os_error().unwrap_or(libc::EINVAL);
+        super::super::signal::exit_now(127)
+    }
+
+    /// glibc's clone cannot say CLONE_INTO_CGROUP, and clone3 with a new stack has no wrapper.
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    pub(super) fn into_cgroup(directory: RawFd, stack: &mut Stack, birth: &mut Birth<'_>) -> io::Result<Pid> {
+        // libc's own constant is of a type that it does not fit into.
+        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+        // SAFETY: all zeroes is a valid value of this struct of integers.
+        let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+        arguments.flags = (libc::CLONE_VM | libc::CLONE_VFORK) as u64 | CLONE_INTO_CGROUP;
+        arguments.exit_signal = libc::SIGCHLD as u64;
+        arguments.cgroup = directory as u64;
+        arguments.stack = stack.0.as_mut_ptr() as u64;
+        arguments.stack_size = size_of_val(stack.0.as_slice()) as u64;
+        let result: isize;
+        // SAFETY: as in `plain`; the child finds its argument and function in registers that the call preserves,
+        // begins on the top of the new stack, which is aligned by 16, and never returns from `be_born`.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            std::arch::asm!(
+                "syscall",
+                "test rax, rax",
+                "jnz 2f",
+                "xor ebp, ebp",
+                "mov rdi, r12",
+                "call r13",
+                "ud2",
+                "2:",
+                inlateout("rax") libc::SYS_clone3 as isize => result,
+                in("rdi") &raw mut arguments,
+                in("rsi") size_of::<libc::clone_args>(),
+                in("r12") ptr::from_mut(birth),
+                in("r13") be_born as extern "C" fn(*mut libc::c_void) -> libc::c_int,
+                lateout("rcx") _,
+                lateout("r11") _,
+            );
+        }
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        unsafe {
+            std::arch::asm!(
+                "svc #0",
+                "cbnz x0, 2f",
+                "mov x29, xzr",
+                "mov x0, x20",
+                "blr x21",
+                "brk #1",
+                "2:",
+                inlateout("x0") &raw mut arguments => result,
+                in("x1") size_of::<libc::clone_args>(),
+                in("x8") libc::SYS_clone3,
+                in("x20") ptr::from_mut(birth),
+                in("x21") be_born as extern "C" fn(*mut libc::c_void) -> libc::c_int,
+            );
+        }
+        if result < 0 { Err(io::Error::from_raw_os_error(-result as i32)) } else { Ok(result as Pid) }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    pub(super) fn into_cgroup(_: RawFd, _: &mut Stack, _: &mut Birth<'_>) -> io::Result<Pid> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Runs in the child, and returns only why it could not. Everything here is async-signal-safe
-/// (`signal-safety(7)`).
-fn become_program(
-    program: &Program,
-    pointers: &mut Pointers,
-    setup: &LeaderSetup,
-    supervisor: Pid,
-    inside: bool,
-) -> io::Error {
-    match prepare(setup, supervisor, inside) {
-        Ok(()) => match program.directory.as_deref().map_or(Ok(()), nix::unistd::chdir) {
-            Ok(()) => execute(program, pointers),
-            Err(error) => error.into(),
-        },
+/// (`signal-safety(7)`) and changes nothing of ours but `birth`.
+fn become_program(birth: &mut Birth<'_>) -> io::Error {
+    let prepared = prepare(birth.setup, birth.supervisor, birth.inside);
+    let enter = || birth.program.directory.as_deref().map_or(Ok(()), nix::unistd::chdir);
+    match prepared.and_then(|()| Ok(enter()?)) {
+        Ok(()) => execute(birth.program, &mut birth.pointers),
         Err(error) => error,
     }
 }

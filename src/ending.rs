@@ -13,6 +13,7 @@ use crate::registry::record::{End, Exceeded, Record, Survivor, Timestamp};
 use crate::registry::store::LiveRun;
 use crate::run::{RunSpec, Verbosity};
 use crate::rundir;
+use crate::sys::fault;
 use crate::sys::process::Ended;
 
 /// How a run ended, with all that the record tells of it.
@@ -53,6 +54,7 @@ pub fn conclude(run: &mut LiveRun, spec: &RunSpec, outcome: &Outcome, events: &m
     });
     // A tree that is not gone may still use the directory; both wait for the next sweep.
     let kept = if outcome.verified { rundir::give_back(run, outcome.ending) } else { None };
+    fault::step();
     let dir_error = run.record.end.as_ref().and_then(|end| end.dir_error.clone());
     events.write("ended", &run.record, json!({ "end": run.record.end }));
     let saved = if outcome.verified && dir_error.is_none() { run.finish() } else { run.save() };

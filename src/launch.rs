@@ -26,7 +26,7 @@ use crate::sys::namespace::{self, Lifelines};
 use crate::sys::process::{self, Change, Pid, Pidfd};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
-use crate::sys::{inherit, tty, waits};
+use crate::sys::{fault, inherit, tty, waits};
 use crate::teardown::prey::Bounds;
 
 /// Nothing was started, and nothing is left.
@@ -132,7 +132,9 @@ fn guard(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<
         record.cgroup = plan.leaf_path(&record.id).map(|path| path.to_string_lossy().into_owned());
         record.containment = containment(&spec, record.cgroup.is_some());
     })?;
+    fault::step();
     let cell = plan.make(run.id(), &spec.limits);
+    fault::step();
     if cell.is_none() {
         run.record.cgroup = None;
         run.record.containment = containment(&spec, false);
@@ -229,6 +231,8 @@ fn start(
     match forked {
         Forked::Child => {
             drop((guards_link, senses));
+            fault::become_role("supervisor");
+            fault::step();
             let group = tty::own_group();
             let modes = keeper.as_ref().and_then(Keeper::callers_modes);
             let terminal = keeper.filter(Keeper::gives_at_once).map(|keeper| (keeper.into_terminal(), group));
@@ -253,6 +257,7 @@ fn start(
             // last word.
             let _ = spawn::let_go_of(&[0, 1]);
             inherit::close_callers_others();
+            fault::step();
             let lifeline = lifelines.map(Lifelines::for_guard);
             let bounds = Bounds { leaf: cell.map(|cell| cell.leaf), lifeline, init: None };
             let guard = Guard { spec, run, link: guards_link, supervisor, keeper, bounds, events };

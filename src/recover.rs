@@ -26,6 +26,11 @@ pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<En
         return None;
     }
     let mut run = LiveRun::adopt(root, &seen.id)?;
+    if let Some(end) = run.record.end.clone().filter(|end| end.verified) {
+        // All was done but the last line of it.
+        let _ = run.finish();
+        return Some(end);
+    }
     let own_grace = Duration::try_from_secs_f64(run.record.grace_s).unwrap_or_default();
     let marks = Marks::of(&run.record, run.open_tree_lock().ok());
     let (survivors, killed) =

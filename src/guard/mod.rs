@@ -22,6 +22,7 @@ use crate::exit::Ending;
 use crate::registry::store::LiveRun;
 use crate::run::RunSpec;
 use crate::sys::clock::{BootTime, Timer};
+use crate::sys::fault;
 use crate::sys::process::{self, Change, Pid};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::waits;
@@ -162,6 +163,7 @@ impl Guard {
             }
             ToGuard::Deadline(deadline) => self.arm(timer, deadline, self.spec.grace + KILL_FOR),
             ToGuard::Ending { within } => {
+                fault::step();
                 self.keeper.iter_mut().for_each(Keeper::take_back);
                 self.arm(timer, Some(BootTime::now()), within);
             }
@@ -252,7 +254,9 @@ impl Guard {
                 let _ = process::signal_own_child(self.supervisor, Signal::CONT);
             }
         }
+        fault::step();
         self.give_terminal_back(over.restore_modes);
+        fault::step();
         over.message.iter().for_each(|message| say(message));
         pass_on(over.ending, seen.from_terminal);
         over.ending

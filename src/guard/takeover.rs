@@ -23,7 +23,8 @@ impl Guard {
     pub(super) fn take_over(mut self, queue: &SignalQueue, timer: &Timer, seen: &Seen) -> Ending {
         self.run.reload();
         if let Some(end) = self.run.record.end.clone().filter(|_| self.run.record.state == State::Finished) {
-            // It died after its work was done.
+            // It died after its work was done; only the last line of it may be missing.
+            let _ = self.run.finish();
             self.give_terminal_back(true);
             return ending_of(&end);
         }

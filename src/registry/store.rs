@@ -11,8 +11,8 @@ use super::RegistryError;
 use super::record::{Record, RecordError, State};
 use super::root::Root;
 use crate::run::{RunId, RunSpec};
-use crate::sys::files;
 use crate::sys::process::Pid;
+use crate::sys::{fault, files};
 
 const RECORD: &str = "record.jsonl";
 /// A record file is written anew when it is longer, in bytes: a run may be renewed for weeks.
@@ -158,12 +158,20 @@ impl LiveRun {
     /// Writes the entry for the last time and moves it to the finished ones.
     pub fn finish(&mut self) -> io::Result<()> {
         self.record.state = State::Finished;
+        fault::step();
         // The socket goes first: what is moved is a record and nothing else.
         files::remove_file_in(&self.directory, SOCKET)?;
+        fault::step();
         let saved = self.save();
+        fault::step();
         // Moved even if the disk is too full to say more: what is over must not look like an orphan.
         let name = OsStr::new(self.record.id.as_str());
-        files::rename_between(&self.root.runs, name, &self.root.ended, name)?;
+        match files::rename_between(&self.root.runs, name, &self.root.ended, name) {
+            // Whoever died before us had moved it already.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result?,
+        }
+        fault::step();
         saved?;
         if ended_need_pruning(&self.root) {
             prune_ended(&self.root);
@@ -200,14 +208,18 @@ impl TreeLock {
 fn enter(root: &Root, hidden: &str, mut record: Record) -> io::Result<(Record, File)> {
     let name = OsStr::new(hidden);
     files::make_directory_in(&root.runs, name)?;
+    fault::step();
     let entered = (|| {
         let directory = files::open_directory_in(&root.runs, name)?;
         directory.try_lock().map_err(|error| io::Error::other(error.to_string()))?;
+        fault::step();
         files::make_directory_in(&directory, OsStr::new(MANAGED))?;
+        fault::step();
         let managed = root.path.join("runs").join(record.id.as_str()).join(MANAGED);
         record.dir = Some(managed.to_string_lossy().into_owned());
         // Nobody can see it yet, so it needs no rename.
         files::create_file_in(&directory, RECORD)?.write_all(&to_line(&record)?)?;
+        fault::step();
         files::rename_between(&root.runs, name, &root.runs, OsStr::new(record.id.as_str()))?;
         Ok(directory)
     })();
@@ -325,13 +337,14 @@ pub fn runs(root: &Root) -> Vec<SeenRun> {
             let locked = is_locked(&directory);
             let record = read_record(&directory);
             let state = match &record {
-                Ok(record) if locked || record.state == State::Finished => record.state,
+                Ok(record) if locked => record.state,
                 Err(_) if locked => State::Running,
                 _ => State::Orphaned,
             };
-            // It may have finished while we looked: then it is found among the finished.
-            let gone =
-                record.is_err() && files::open_directory_in(&root.runs, OsStr::new(id.as_str())).is_err();
+            // It may have finished while we looked: then it is found among the finished. One that is finished
+            // and still here lost its supervisor just before it was moved.
+            let over = record.as_ref().map_or(true, |record| record.state == State::Finished);
+            let gone = over && files::open_directory_in(&root.runs, OsStr::new(id.as_str())).is_err();
             (!gone && state != State::Finished).then_some(SeenRun { id, state, record, directory })
         })
         .collect();

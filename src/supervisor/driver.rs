@@ -24,6 +24,7 @@ use crate::registry::record::{Exceeded, State};
 use crate::registry::store::{self, LiveRun};
 use crate::run::RunSpec;
 use crate::sys::clock::{BootTime, Timer};
+use crate::sys::fault;
 use crate::sys::namespace::Lifeline;
 use crate::sys::process::{self, Change, Ended, Pid, Pidfd};
 use crate::sys::readiness::Readiness;
@@ -166,8 +167,10 @@ impl Driver {
         match action {
             Action::EnterTeardown { grace } => self.enter_teardown(grace),
             Action::Ask { group, rest } => {
+                fault::step();
                 self.events.write("signal", &self.run.record, json!({ "signal": group.to_string() }));
                 self.tree.ask(group, rest);
+                fault::step();
             }
             Action::AskAgain(signal) => self.tree.ask_again(signal),
             Action::AskNew { rest } => self.tree.ask(rest, rest),
@@ -175,7 +178,9 @@ impl Driver {
                 if first {
                     self.events.write("escalated", &self.run.record, json!({ "signal": "SIGKILL" }));
                 }
+                fault::step();
                 self.tree.kill();
+                fault::step();
             }
             Action::EnterDeadline => {
                 let lease = self.machine.lease();
@@ -190,9 +195,12 @@ impl Driver {
 
     fn enter_teardown(&mut self, grace: Duration) {
         self.run.record.state = State::Stopping;
+        fault::step();
         // The lock says who lives; an entry that could not be written is only less exact.
         let _ = self.run.save();
+        fault::step();
         self.link.send(&ToGuard::Ending { within: grace + KILL_FOR });
+        fault::step();
         self.tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
     }
 
@@ -321,9 +329,11 @@ impl Driver {
             relay.finish(self.spec.grace.max(Duration::from_secs(1)));
         }
         let survivors = if verdict.verified { Vec::new() } else { self.tree.survivors() };
+        fault::step();
         if verdict.verified {
             self.tree.bury();
         }
+        fault::step();
         if self.guard_lost {
             self.restore_terminal();
         }
@@ -338,6 +348,7 @@ impl Driver {
             survivors,
         };
         let message = conclude(&mut self.run, &self.spec, &outcome, &mut self.events);
+        fault::step();
         if !self.guard_lost {
             self.wake_guard();
         }

@@ -34,7 +34,7 @@ use crate::sys::process::{self, Pid, Pidfd, ProcessRef};
 use crate::sys::signal::Signal;
 use crate::sys::spawn::{self, Rlimit};
 use crate::sys::tty::{Modes, Terminal};
-use crate::sys::{files, inherit, net, signal};
+use crate::sys::{fault, files, inherit, net, signal};
 
 /// What the guard hands to the supervisor by forking it.
 #[derive(Debug)]
@@ -121,6 +121,7 @@ impl Supervised {
         run.record.supervisor = ProcessRef::of_own(process::own_pid());
         let control = net::listen_in(run.directory(), SOCKET)
             .map_err(LaunchFailure::own("cannot make the control socket"))?;
+        fault::step();
         let relay = log.take().map(|log| relay::start(&log)).transpose();
         let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
         let setup = leader_setup(spec, run, terminal.take(), cell.as_ref(), ends)
@@ -130,6 +131,7 @@ impl Supervised {
         // Nothing may fail once the command is there, so what is opened then has its descriptors now.
         let reserve = files::reserve_descriptors(DESCRIPTORS_AFTERWARDS)
             .map_err(LaunchFailure::own("there are too few descriptors (ulimit -n)"))?;
+        fault::step();
         let program = program(spec, run).map_err(|error| not_started(spec, &error))?;
         let leader = leader::start(&program, &setup).map_err(|error| {
             if let Some((init, _)) = &namespace {
@@ -140,6 +142,7 @@ impl Supervised {
         })?;
         // What was for the leader alone: the writing ends of its outputs, too.
         drop((setup, program));
+        fault::step();
         drop(reserve);
         let now = BootTime::now();
         let lease = spec.ttl.map(|ttl| Lease::grant(ttl, now));
@@ -148,6 +151,7 @@ impl Supervised {
         // Only /dev/null is opened for it; without, we hold on to what the caller gave.
         let _ = spawn::let_go_of(&[0, 1, 2]);
         inherit::close_callers_others();
+        fault::step();
         run.record.leader = ProcessRef::of_own(leader);
         run.record.state = State::Running;
         run.record.set_deadline(lease.map(|lease| lease.deadline()), spec.ttl);
@@ -158,6 +162,7 @@ impl Supervised {
         );
         // The entry says "starting" if this fails (a full disk); the run goes on and is found by its lock.
         let _ = run.save();
+        fault::step();
         if let Some(mut started) = started.take() {
             // Whoever wanted to know may have gone.
             let _ = writeln!(started, "{}", run.id());

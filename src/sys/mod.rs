@@ -3,6 +3,7 @@
 
 pub mod cgroup;
 pub mod clock;
+pub mod fault;
 pub mod files;
 pub mod inherit;
 pub mod leader;

@@ -9,6 +9,7 @@ mod harness;
 mod architecture;
 mod bad_input;
 mod directory;
+mod faults;
 mod handed_on;
 mod library;
 mod limits;

@@ -113,8 +113,8 @@ pub fn ending(facts: &Facts) -> Ending {
     };
     match facts.reason {
         Reason::SupervisorLost | Reason::LaunchFailed => Ending::Code(OWN_FAILURE),
-        // As the kernel does it; a leader that went at the first signal was killed all the same.
-        Reason::Memory => Ending::Code(SIGNAL_BASE + Signal::KILL.number() as u8),
+        // As the kernel does it, whatever the leader made of what it was refused.
+        Reason::Memory | Reason::Pids => Ending::Code(SIGNAL_BASE + Signal::KILL.number() as u8),
         Reason::Ttl | Reason::Idle if !facts.preserve_status => Ending::Code(TIMED_OUT),
         _ => mirror(leader),
     }
@@ -153,7 +153,7 @@ mod tests {
             (Reason::CpuTime, Some(Signaled(Signal::XCPU)), Ending::Code(152)),
             (Reason::SupervisorLost, Some(Exited(0)), Ending::Code(125)),
             (Reason::Memory, Some(Signaled(Signal::TERM)), Ending::Code(137)),
-            (Reason::Pids, Some(Signaled(Signal::KILL)), Ending::Code(137)),
+            (Reason::Pids, Some(Exited(101)), Ending::Code(137)),
             (Reason::OwnerGone, Some(Signaled(Signal::KILL)), Ending::Code(137)),
             (Reason::Exit, None, Ending::Code(125)),
         ];

@@ -234,9 +234,7 @@ impl Driver {
             relay.leader_ended();
         }
         let refused = self.meter.as_ref().and_then(|meter| meter.refused_by_kernel(self.tree.leaf()));
-        if let Some(excess) =
-            refused.filter(|_| matches!(ended, Ended::Signaled(_)) && self.machine.is_running())
-        {
+        if let Some(excess) = refused.filter(|_| self.machine.is_running()) {
             self.exceed(excess);
         }
         self.take_in(Event::LeaderEnded(ended));

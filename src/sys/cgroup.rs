@@ -78,19 +78,24 @@ pub fn parent_with(controllers: &[&str]) -> Result<PathBuf, Unusable> {
     Err(Unusable::NoController(controllers.join(", ")))
 }
 
-/// Returns whether leaves of `path` have `controllers`, switched on here if they were not. The kernel
-/// refuses that where processes are (but in the root).
+/// Returns whether leaves of `path` have `controllers`, switched on here if they were not.
 fn hands_down(path: &Path, controllers: &[&str]) -> bool {
     let has = || {
         let text = fs::read_to_string(path.join("cgroup.subtree_control")).unwrap_or_default();
         let on: Vec<&str> = text.split_whitespace().collect();
         controllers.iter().all(|wanted| on.contains(wanted))
     };
+    // Where processes are, the kernel refuses some controllers, and takes others (cpu, pids) at the price that no
+    // leaf below can be entered any more. The root alone may have both, and has no type.
+    let may_switch = || {
+        let processes = fs::read_to_string(path.join("cgroup.procs"));
+        !path.join("cgroup.type").exists() || processes.is_ok_and(|text| text.is_empty())
+    };
     let switch_on = || {
         let wanted: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
         fs::write(path.join("cgroup.subtree_control"), wanted.join(" ")).is_ok()
     };
-    has() || (switch_on() && has())
+    has() || (may_switch() && switch_on() && has())
 }
 
 /// A cgroup of ours.

@@ -39,7 +39,7 @@ fn nothing_is_left(place: &Place, role: &str, step: u32) {
             fs::File::open(entry.path()).unwrap().set_modified(past).unwrap();
         }
     }
-    place.run(&["-q", "true"]).expect_code(0);
+    place.run(&["-q", misbehave(), "exit", "0"]).expect_code(0);
     let runs = place.state().join("runs");
     let entries = || fs::read_dir(&runs).map_or(0, Iterator::count);
     wait_until(&format!("{what}: the entry is gone"), || entries() == 0);

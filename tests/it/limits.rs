@@ -6,19 +6,12 @@ use agent_run::Signal;
 
 use crate::harness::{Place, Running, misbehave, wait_until};
 
-/// A program whose `processes` processes hold `megabytes` each, written to.
-fn holds(megabytes: u32, processes: u32) -> String {
-    let more = processes - 1;
-    format!(
-        "import os,time\nfor _ in range({more}):\n    if os.fork() == 0: break\n\
-         x = bytearray({megabytes} << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\ntime.sleep(1000)\n"
-    )
-}
-
 #[test]
 fn too_much_memory_ends_the_run_and_says_so() {
     let place = Place::new();
-    let done = place.run(&["--memory", "100M", "python3", "-c", &holds(60, 3)]).expect_code(137);
+    let done =
+        place.run(&["--memory", "100M", misbehave(), "wide", "3", "hold", "60", "pause", "end", "pause"]);
+    let done = done.expect_code(137);
     assert!(done.stderr.contains("more than the 100 MiB of --memory"), "{done:?}");
     assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
     let end = place.the_ended()["end"].clone();
@@ -31,10 +24,9 @@ fn too_much_memory_ends_the_run_and_says_so() {
 fn shared_pages_count_once() {
     let place = Place::new();
     // 70 MiB, written before three more share them: 280 by the sum of what is resident.
-    let script = "import os,time\nx = bytearray(70 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\n\
-                  for _ in range(3):\n    if os.fork() == 0: time.sleep(1000)\n\
-                  open('../held', 'w').write('x')\ntime.sleep(1000)\n";
-    let run = Running::spawn(place.command(&["--memory", "150M", "python3", "-c", script]));
+    let script = "hold 70 wide 3 pause end touch ../held pause";
+    let words: Vec<&str> = ["--memory", "150M", misbehave()].into_iter().chain(script.split(' ')).collect();
+    let run = Running::spawn(place.command(&words));
     place.wait_for_file("held");
     let begun = Instant::now();
     wait_until("several looks have passed", || begun.elapsed() > Duration::from_millis(700));
@@ -57,10 +49,7 @@ fn too_many_processes_end_the_run() {
 fn the_cpu_is_shared_out() {
     for rung in ["true", "false"] {
         let place = Place::new();
-        let script = "import time\nw = time.monotonic()\nwhile time.monotonic() - w < 2: pass\n\
-                      print(time.process_time() / (time.monotonic() - w))\n";
-        let words = ["--cpu", "30%", "--cgroup", rung, "python3", "-c", script];
-        let done = place.run(&words).expect_code(0);
+        let done = place.run(&["--cpu", "30%", "--cgroup", rung, misbehave(), "share", "2"]).expect_code(0);
         let share: f64 = done.stdout.trim().parse().unwrap();
         assert!((0.05..0.45).contains(&share), "{share} with cgroup {rung}");
         place.expect_nothing_left();

@@ -21,3 +21,4 @@ mod recovery;
 mod settings;
 mod terminal;
 mod verbs;
+mod vm;

@@ -27,10 +27,12 @@ fn orphan(place: &Place, options: &[&str], script: &str) {
 
 /// The orphans' children are gone when `verb` returns, and the record says what has happened.
 #[track_caller]
-fn is_finished_by(place: &Place, verb: &[&str]) {
+fn is_finished_by(place: &Place, what: &str, verb: &[&str]) {
     place.run(verb).expect_code(0);
     // A launch does not wait for it.
-    wait_until("nothing is left", || place.unfinished().is_empty() && place.processes().is_empty());
+    wait_until(&format!("nothing is left: {what}"), || {
+        place.unfinished().is_empty() && place.processes().is_empty()
+    });
     let ended = place.ended();
     let lost = ended.iter().find(|record| record["end"]["reason"] == "supervisor_lost");
     let lost = lost.unwrap_or_else(|| panic!("{ended:#?}"));
@@ -54,13 +56,13 @@ fn each_mark_alone_is_enough() {
         let place = Place::new();
         orphan(&place, &["--cgroup", "false"], script);
         assert!(!place.processes().is_empty(), "{mark}: nothing was left to find");
-        is_finished_by(&place, &["true"]);
+        is_finished_by(&place, mark, &[misbehave(), "exit", "0"]);
     }
     if offers("cgroup") {
         let place = Place::new();
         orphan(&place, &[], "daemon unlimit ignore TERM touch ../ready bare note @ pause end pause");
         assert!(!place.processes().is_empty(), "the cgroup: nothing was left to find");
-        is_finished_by(&place, &["true"]);
+        is_finished_by(&place, "a launch", &[misbehave(), "exit", "0"]);
     }
 }
 
@@ -72,7 +74,7 @@ fn what_is_left_is_asked_first() {
         &[],
         "session daemon on TERM touch ../told exit 0 end touch ../ready pause end pause end pause",
     );
-    is_finished_by(&place, &["true"]);
+    is_finished_by(&place, "a launch", &[misbehave(), "exit", "0"]);
     assert!(place.path("told").exists());
 }
 
@@ -82,7 +84,7 @@ fn stop_ends_an_orphan() {
     orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
     let id = place.the_record()["id"].as_str().unwrap().to_owned();
     place.run(&["status", &id]).expect_code(1);
-    is_finished_by(&place, &["stop", &id]);
+    is_finished_by(&place, "stop", &["stop", &id]);
 }
 
 #[test]
@@ -96,7 +98,7 @@ fn a_pid_namespace_leaves_nothing_to_recover() {
     orphan(&place, &["--isolate", "pid"], script);
     wait_until("the init has ended all", || place.processes().is_empty());
     assert!(place.path("told").exists(), "nobody was asked");
-    is_finished_by(&place, &["true"]);
+    is_finished_by(&place, "a launch", &[misbehave(), "exit", "0"]);
 }
 
 #[test]
@@ -110,7 +112,7 @@ fn a_stranger_without_a_mark_is_spared() {
     };
     let stranger = Running::spawn(stranger);
     orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
-    place.run(&["true"]).expect_code(0);
+    place.run(&[misbehave(), "exit", "0"]).expect_code(0);
     wait_until("the orphan is gone", || place.unfinished().is_empty() && place.processes().len() == 1);
     assert_eq!(place.processes(), [stranger.pid()]);
     stranger.signal(Signal::KILL);

@@ -18,7 +18,12 @@ use std::sync::atomic::{AtomicI32, Ordering};
 static LAST: AtomicI32 = AtomicI32::new(0);
 static HANDLERS: Mutex<Vec<(i32, Vec<String>)>> = Mutex::new(Vec::new());
 
+mod vm;
+
 fn main() {
+    if std::process::id() == 1 && std::env::args().count() == 1 {
+        vm::init();
+    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     carry_out(&words);
 }
@@ -53,6 +58,10 @@ fn one(verb: &str, after: &[String]) -> usize {
         }
         "env" => print(&format!("{}\n", std::env::var(&after[0]).unwrap_or_else(|_| "unset".into()))),
         "child" | "session" | "daemon" => return block(verb, 1, after),
+        // Takes so many MiB of memory and writes to them.
+        "hold" => std::mem::forget(vec![1u8; after[0].parse::<usize>().expect("a number") << 20]),
+        // Is busy for so many seconds and prints which part of them it had the CPU.
+        "share" => share(after[0].parse().expect("a number")),
         "deep" => return 1 + deep(after[0].parse().expect("a number"), &after[1..]),
         "wide" => return 1 + block("child", after[0].parse().expect("a number"), &after[1..]),
         "on" => {
@@ -241,6 +250,19 @@ fn mask(how: i32, number: i32) {
         libc::sigaddset(&mut set, number);
         libc::sigprocmask(how, &set, std::ptr::null_mut());
     }
+}
+
+fn share(seconds: f64) {
+    let cpu_time = || {
+        let mut time = unsafe { std::mem::zeroed::<libc::timespec>() };
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    };
+    let (begun, before) = (std::time::Instant::now(), cpu_time());
+    while begun.elapsed().as_secs_f64() < seconds {
+        std::hint::spin_loop();
+    }
+    print(&format!("{}\n", (cpu_time() - before) / begun.elapsed().as_secs_f64()));
 }
 
 /// Waits until somebody has made `path`.

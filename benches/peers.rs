@@ -6,18 +6,28 @@
 #![allow(clippy::print_stdout, reason = "it is a program of its own")]
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use agent_run::Signal;
+
 const AGENT_RUN: &str = env!("CARGO_BIN_EXE_agent-run");
+const MISBEHAVE: &str = env!("CARGO_BIN_EXE_misbehave");
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let state = tempfile::Builder::new().prefix("agent-run-bench-").tempdir_in("/var/tmp").unwrap();
     type Part = fn(&Path);
-    let parts: [(&str, Part); 5] =
-        [("launch", launch), ("pipe", pipe), ("memory", memory), ("idle", idle), ("many", many)];
+    let parts: [(&str, Part); 6] = [
+        ("launch", launch),
+        ("pipe", pipe),
+        ("memory", memory),
+        ("idle", idle),
+        ("many", many),
+        ("teardown", teardown),
+    ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             println!("\n{name}");
@@ -203,6 +213,59 @@ fn activity(runs: &Runs<'_>) -> (u64, u64) {
     let ticks = |pid: &u32| agent_run::sys::process::Stat::read(*pid as i32).map_or(0, |stat| stat.cpu_ticks);
     let keepers = runs.keepers();
     (keepers.iter().map(switches).sum(), keepers.iter().map(ticks).sum())
+}
+
+/// From the signal to the last death: all of the tree has the writing end of a pipe.
+fn teardown(state: &Path) {
+    const ROUNDS: usize = 7;
+    const HOSTILE: &str = "wide 230 ignore ALL pause end daemon hop end deep 20 ignore ALL pause end pause";
+    let obedient = |before: &[&str]| {
+        let words = [before, &[MISBEHAVE, "wide", "1000", "print", "x", "pause", "end", "pause"]].concat();
+        time_to_end(state, &words, 2000, Signal::TERM)
+    };
+    let bwrap: &[&str] = &["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--die-with-parent"];
+    let (mut ours, mut theirs, mut lighter) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(obedient(&[AGENT_RUN]));
+        lighter.push(obedient(&[AGENT_RUN, "--cgroup", "false"]));
+        if installed("bwrap") {
+            theirs.push(obedient(bwrap));
+        }
+    }
+    if !theirs.is_empty() {
+        let peer = median(&mut theirs);
+        row("TERM to 1000 obedient, x bwrap", ratio(median(&mut ours), peer), "at most 1.3");
+        row("the same without cgroup", ratio(median(&mut lighter), peer), "at most 1.3");
+    }
+    for (name, cgroup) in [("with", "true"), ("without", "false")] {
+        let words: Vec<&str> = [AGENT_RUN, "-k", "0", "--cgroup", cgroup, MISBEHAVE].into();
+        let words: Vec<&str> = words.into_iter().chain(HOSTILE.split(' ')).collect();
+        let mut times: Vec<Duration> =
+            (0..ROUNDS).map(|_| time_to_end(state, &words, 0, Signal::KILL)).collect();
+        let shown = median(&mut times).as_millis().to_string();
+        row(&format!("KILL of the guard, 250 hostile, {name} cgroup, ms"), shown, "below 150");
+    }
+}
+
+/// Starts `words`, waits until `bytes` have come (or a while), sends `signal` to the first process and returns
+/// the time until nobody has the pipe any more.
+fn time_to_end(state: &Path, words: &[&str], bytes: usize, signal: Signal) -> Duration {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("AGENT_RUN_STATE_DIR", state.join("state")).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    if bytes > 0 {
+        stdout.read_exact(&mut vec![0; bytes]).unwrap();
+    } else {
+        // Deaf processes say nothing; in this time they are all there.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let begun = Instant::now();
+    agent_run::sys::process::signal_own_child(child.id() as i32, signal).unwrap();
+    let _ = stdout.read_to_end(&mut Vec::new());
+    let took = begun.elapsed();
+    child.wait().unwrap();
+    took
 }
 
 fn many(state: &Path) {

@@ -259,7 +259,8 @@ fn start(
             inherit::close_callers_others();
             fault::step();
             let lifeline = lifelines.map(Lifelines::for_guard);
-            let bounds = Bounds { leaf: cell.map(|cell| cell.leaf), lifeline, init: None };
+            let freezes = spec.limits.cpu_percent.is_some();
+            let bounds = Bounds { leaf: cell.map(|cell| cell.leaf), freezes, lifeline, init: None };
             let guard = Guard { spec, run, link: guards_link, supervisor, keeper, bounds, events };
             guard.watch(senses).map_err(system("watch the supervisor"))
         }

@@ -16,7 +16,7 @@ use crate::sys::process;
 use crate::sys::signal::{Signal, SignalQueue};
 use crate::sys::waits;
 use crate::teardown::prey::ProcessTree;
-use crate::teardown::progress::{Due, Progress};
+use crate::teardown::progress::{Due, Progress, look_after};
 
 impl Guard {
     /// Ends the run in the supervisor's place.
@@ -61,46 +61,55 @@ impl Guard {
         let signal = self.spec.signal;
         let mut progress = Progress::begin(self.spec.grace, BootTime::now());
         tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
-        let mut asked = false;
+        let pause = look_after(self.spec.grace);
+        let (mut ask_at, mut first) = (Some(BootTime::now()), true);
         // What ended before we took over has been told already, and is not told again.
         tree.reap();
         while !tree.is_empty() {
-            if !asked {
+            if ask_at.is_some_and(|at| at <= BootTime::now()) {
                 // The leader may have been told by the kernel already (PR_SET_PDEATHSIG), or not: a change of user
                 // clears that. Twice is better than never.
                 tree.ask(signal, signal);
-                asked = true;
+                ask_at = first.then(|| BootTime::now() + pause);
+                first = false;
             }
             match progress.due(BootTime::now()) {
                 Due::Nothing => {}
-                Due::Kill { .. } => tree.kill(),
+                Due::Kill { .. } => {
+                    ask_at = None;
+                    tree.kill();
+                }
                 Due::GiveUp => return false,
             }
             // A timer that cannot be set costs at most the poll's own ceiling.
-            let _ = timer.set(Some(progress.wake_at()));
+            let wake_at = ask_at.map_or(progress.wake_at(), |at| at.min(progress.wake_at()));
+            let _ = timer.set(Some(wake_at));
             let _ = waits::any(&[(queue.as_fd(), true), (timer.as_fd(), true)], Some(Duration::from_secs(1)));
             timer.clear();
-            self.heed(queue, tree, &mut progress);
+            if self.heed(queue, tree, &mut progress) && !progress.is_killing() {
+                // There may be newcomers.
+                ask_at = ask_at.or(Some(BootTime::now() + pause));
+            }
         }
         true
     }
 
-    fn heed(&self, queue: &SignalQueue, tree: &mut ProcessTree, progress: &mut Progress) {
+    /// Returns whether something has ended in the polite phase.
+    fn heed(&self, queue: &SignalQueue, tree: &mut ProcessTree, progress: &mut Progress) -> bool {
         let now = BootTime::now();
+        let mut ended = false;
         while let Some(signal) = queue.next() {
             match signal {
                 Signal::INT | Signal::QUIT => progress.kill_now(now),
                 Signal::CHLD => {
                     tree.reap();
-                    if progress.is_killing() {
-                        progress.hurry(now);
-                    } else {
-                        tree.ask(self.spec.signal, self.spec.signal);
-                    }
+                    progress.hurry(now);
+                    ended = true;
                 }
                 _ => {}
             }
         }
+        ended
     }
 }
 

@@ -82,8 +82,10 @@ impl Driver {
         let machine = Machine::new(Policy::of(&spec), lease, now);
         let meter = Meter::of(&spec.limits, cell.as_ref(), now);
         let (init, lifeline) = namespace.unzip();
-        let tree =
-            ProcessTree::new(Some(leader), Bounds { leaf: cell.map(|cell| cell.leaf), lifeline, init });
+        let tree = ProcessTree::new(
+            Some(leader),
+            Bounds { leaf: cell.map(|cell| cell.leaf), freezes: meter.is_some(), lifeline, init },
+        );
         Driver {
             spec,
             run,

@@ -8,11 +8,7 @@ use crate::run::RunSpec;
 use crate::sys::clock::BootTime;
 use crate::sys::process::Ended;
 use crate::sys::signal::Signal;
-use crate::teardown::progress::{Due, Progress};
-
-/// Who comes during the grace (a daemon started by a handler of the polite signal) is asked too, in
-/// looks at least this far apart: a thousand processes may die within a moment.
-const ASK_PAUSE: Duration = Duration::from_millis(20);
+use crate::teardown::progress::{Due, Progress, look_after};
 
 /// A signal that comes again within this time is the same press, told twice: `timeout -s INT` signals the
 /// process and then its group, npm repeats to its child what the terminal has sent to both.
@@ -267,7 +263,7 @@ impl Machine {
                 self.teardown_due(now)
             }
             Phase::Ending { ask_at, .. } => {
-                ask_at.get_or_insert(now + ASK_PAUSE);
+                ask_at.get_or_insert(now + look_after(self.policy.grace));
                 Vec::new()
             }
             _ => Vec::new(),
@@ -377,7 +373,7 @@ impl Machine {
             Due::Kill { first } => actions.push(Action::Kill { first }),
             _ => actions.push(Action::Ask { group: first, rest: self.policy.signal }),
         }
-        let ask_at = (!progress.is_killing()).then_some(now + ASK_PAUSE);
+        let ask_at = (!progress.is_killing()).then_some(now + look_after(grace));
         self.phase = Phase::Ending { reason, first, progress, ask_at, begun: now };
         actions
     }

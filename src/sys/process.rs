@@ -117,6 +117,13 @@ pub fn ancestors_of(pid: Pid) -> Vec<Pid> {
     std::iter::successors(parent_of(pid), |pid| parent_of(*pid)).collect()
 }
 
+/// Returns the present as [`Stat::start_time`] counts it.
+pub fn now_in_ticks() -> u64 {
+    let since_boot = super::clock::BootTime::now().since_boot();
+    let hertz = ticks_per_second();
+    since_boot.as_secs() * hertz + u64::from(since_boot.subsec_nanos()) * hertz / 1_000_000_000
+}
+
 /// Clock ticks in a second, for [`Stat::cpu_ticks`] and [`Stat::start_time`].
 pub fn ticks_per_second() -> u64 {
     // SAFETY: sysconf has no preconditions.

@@ -18,6 +18,8 @@ pub struct ProcessTree {
     /// Other runs' guards: they end their own trees.
     nested: HashSet<Pid>,
     asked: HashSet<(Pid, u64)>,
+    /// When the leader's process group was asked, in ticks since boot.
+    group_asked: Option<u64>,
     killed: HashSet<(Pid, u64)>,
     bounds: Bounds,
 }
@@ -27,6 +29,8 @@ pub struct ProcessTree {
 pub struct Bounds {
     /// The run's cgroup.
     pub leaf: Option<Leaf>,
+    /// Whether the supervisor freezes it now and then, to hold a limit.
+    pub freezes: bool,
     /// The way to the init of the run's pid namespace.
     pub lifeline: Option<Lifeline>,
     /// That init.
@@ -41,6 +45,7 @@ impl ProcessTree {
             leader_ended: None,
             nested: HashSet::new(),
             asked: HashSet::new(),
+            group_asked: None,
             killed: HashSet::new(),
             bounds,
         }
@@ -53,7 +58,7 @@ impl ProcessTree {
 
     /// Lets a frozen tree go on, so that it can heed a signal.
     fn thaw(&self) {
-        if let Some(leaf) = &self.bounds.leaf {
+        if let Some(leaf) = self.bounds.leaf.as_ref().filter(|_| self.bounds.freezes) {
             let _ = leaf.freeze(false);
         }
     }
@@ -128,18 +133,18 @@ impl ProcessTree {
         }
     }
 
-    /// Asks all that has not been asked yet to end: `to_group` goes to the leader's process group
-    /// at once, `to_rest` to every other process, SIGCONT to both.
+    /// Asks to end: first the leader's process group, by `to_group` and in one call that no fork escapes; at the
+    /// next call, or if there is no group, all that has not been asked, by `to_rest`. Most trees end at the
+    /// first, and nobody needs to look for the others. SIGCONT goes to all.
     pub fn ask(&mut self, to_group: Signal, to_rest: Signal) {
         self.thaw();
         self.reap_behind_leader();
-        let group = self.pinned_group();
-        if let Some(group) = group.filter(|_| self.asked.is_empty()) {
-            // Members are noted first: who joins the group later is asked by the walk.
-            self.note_group(group);
+        if let Some(group) = self.leader.filter(|_| self.group_asked.is_none()) {
+            self.group_asked = Some(process::now_in_ticks());
             // ESRCH only: the group has just emptied itself.
             let _ = process::signal_group_of_own_child(group, to_group);
             let _ = process::signal_group_of_own_child(group, Signal::CONT);
+            return;
         }
         // A process whose parent dies during the walk is missed by it and found by the next.
         const WALKS: u32 = 4;
@@ -154,10 +159,8 @@ impl ProcessTree {
     /// Asks those in the run's cgroup that do not descend from us: somebody has put them there.
     fn ask_strangers(&mut self, signal: Signal) {
         let Some(leaf) = &self.bounds.leaf else { return };
-        for pid in leaf.processes() {
-            if self.asked.iter().any(|(asked, _)| *asked == pid) {
-                continue;
-            }
+        let asked: HashSet<Pid> = self.asked.iter().map(|(pid, _)| *pid).collect();
+        for pid in leaf.processes().into_iter().filter(|pid| !asked.contains(pid)) {
             // Pinned, then seen to be in there, then signalled.
             let Some((found, pidfd)) = ProcessRef::observe(pid) else { continue };
             if cgroup::is_within(pid, leaf.path()) && pidfd.is_alive() && !self.is_below_nested(pid) {
@@ -175,23 +178,20 @@ impl ProcessTree {
     /// Forgets who was asked outside of `to`: after the leader's end the others are asked by another signal.
     pub fn ask_again(&mut self, signal: Signal) {
         self.asked.clear();
+        // Of the group too.
+        self.group_asked = Some(0);
         self.ask_new(signal);
-    }
-
-    fn note_group(&mut self, group: Pid) {
-        let asked = &mut self.asked;
-        walk_runs(&self.nested, &mut |member| {
-            if member.stat.group == group {
-                asked.insert((member.stat.pid, member.stat.start_time));
-            }
-        });
     }
 
     fn ask_new(&mut self, signal: Signal) -> bool {
         let mut any = false;
+        let (group, since) = (self.leader, self.group_asked);
         let asked = &mut self.asked;
         walk_runs(&self.nested, &mut |member| {
-            if asked.insert((member.stat.pid, member.stat.start_time)) {
+            let stat = &member.stat;
+            // Who was in the group when it was asked has been asked with it; who came later has not.
+            let with_group = Some(stat.group) == group && since.is_some_and(|since| stat.start_time <= since);
+            if asked.insert((stat.pid, stat.start_time)) && !with_group {
                 any = true;
                 // EPERM for a process that became another user's: it is reported if it stays.
                 let _ = member.send(signal);

@@ -16,6 +16,13 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// Who wakes so much too late has not waited, but slept.
 const OVERSLEPT: Duration = Duration::from_secs(1);
 
+/// Between asking the leader's process group, which ends most trees, and looking for the others; and between
+/// two looks for newcomers, since a thousand processes may die within a moment. Within a short grace
+/// there is time for it too.
+pub fn look_after(grace: Duration) -> Duration {
+    (grace / 4).min(Duration::from_millis(20))
+}
+
 /// Where a teardown stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {

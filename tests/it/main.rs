@@ -18,6 +18,7 @@ mod outcomes;
 mod owner;
 mod readme;
 mod recovery;
+mod reuse;
 mod settings;
 mod terminal;
 mod verbs;

@@ -27,9 +27,7 @@ pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<En
     }
     let mut run = LiveRun::adopt(root, &seen.id)?;
     if let Some(end) = run.record.end.clone().filter(|end| end.verified) {
-        // All was done but the last line of it.
-        let _ = run.finish();
-        return Some(end);
+        return Some(finish_again(&mut run, end));
     }
     let own_grace = Duration::try_from_secs_f64(run.record.grace_s).unwrap_or_default();
     let marks = Marks::of(&run.record, run.open_tree_lock().ok());
@@ -49,6 +47,20 @@ pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<En
     spec.verbosity = Verbosity::Quiet;
     conclude(&mut run, &spec, &outcome, &mut Events::new(None));
     run.record.end.clone()
+}
+
+/// Nothing of the run lives; only the directory could not be removed, or the last line was not reached.
+fn finish_again(run: &mut LiveRun, end: End) -> End {
+    if let Some(end) = &mut run.record.end {
+        end.dir_error = None;
+    }
+    if run.record.dir.is_some() {
+        rundir::give_back(run, end.code_as_ending());
+    }
+    let done = run.record.end.as_ref().is_none_or(|end| end.dir_error.is_none());
+    // What does not work now is tried again by whoever comes next.
+    let _ = if done { run.finish() } else { run.save() };
+    run.record.end.clone().unwrap_or(end)
 }
 
 /// Ends all orphaned runs if nobody has looked just now, in a process of its own: nobody waits for their

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::exit::Reason;
+use crate::exit::{Ending, Reason};
 use crate::limits::Limits;
 use crate::run::{Keep, RunId, RunSpec};
 use crate::sys::clock::BootTime;
@@ -143,6 +143,13 @@ pub struct End {
     pub survivors: Vec<Survivor>,
     /// Why the managed directory could not be removed.
     pub dir_error: Option<String>,
+}
+
+impl End {
+    /// Returns the ending again, as far as it matters for what is kept.
+    pub fn code_as_ending(&self) -> Ending {
+        Ending::Code(self.code)
+    }
 }
 
 /// One run's entry.

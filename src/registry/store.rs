@@ -21,6 +21,8 @@ const LONG_RECORD: u64 = 64 * 1024;
 pub const SOCKET: &str = "control.sock";
 /// The managed directory's name in a run's directory.
 pub const MANAGED: &str = "tmp";
+/// Its name while it is being removed.
+const LEAVING: &str = "tmp.leaving";
 /// The file that every command inherits open, one byte of it locked: that of its run's number. One file for
 /// all runs, since a file of its own would be a large part of what a short run costs.
 const TREE_LOCKS: &str = "tree.locks";
@@ -135,7 +137,24 @@ impl LiveRun {
 
     /// Removes the managed directory.
     pub fn remove_managed(&self) -> io::Result<()> {
-        files::remove_tree_in(&self.directory, OsStr::new(MANAGED))
+        // What an earlier attempt could not remove.
+        files::remove_tree_in(&self.directory, OsStr::new(LEAVING))?;
+        if files::remove_empty_in(&self.directory, MANAGED)? {
+            return Ok(());
+        }
+        // Whoever still writes to it from outside does so by its path, and finds nothing there from now on.
+        files::rename_between(&self.directory, OsStr::new(MANAGED), &self.directory, OsStr::new(LEAVING))?;
+        const TRIES: u32 = 20;
+        let mut removed = Ok(());
+        for _ in 0..TRIES {
+            removed = files::remove_tree_in(&self.directory, OsStr::new(LEAVING));
+            // One that was already within may have made something behind us.
+            let again = |error: &io::Error| error.kind() == io::ErrorKind::DirectoryNotEmpty;
+            if !removed.as_ref().is_err_and(again) {
+                break;
+            }
+        }
+        removed
     }
 
     /// Moves the managed directory to where it may stay, and returns that place.

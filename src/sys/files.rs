@@ -171,6 +171,15 @@ pub fn fill_random(bytes: &mut [u8]) {
     assert_eq!(got, bytes.len() as isize, "getrandom(2) failed: {}", io::Error::last_os_error());
 }
 
+/// Removes the directory `name` in `parent` if it is empty; returns whether it is gone.
+pub fn remove_empty_in(parent: &File, name: &str) -> io::Result<bool> {
+    match unlinkat(parent, name, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(true),
+        Err(Errno::ENOTEMPTY | Errno::EEXIST) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes the directory `name` in `parent` with all that is in it, whatever modes it was given,
 /// however deep it is, following no link and leaving other file systems alone.
 ///

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::harness::{Place, misbehave};
+use crate::harness::{Place, Running, misbehave, wait_until};
 
 #[test]
 fn scratch_starts_in_the_managed_directory() {
@@ -85,4 +85,62 @@ fn a_log_has_a_copy_of_both_streams() {
     assert_eq!(again.stdout.len(), 8);
     place.run(&["--log", &place.text("log"), misbehave(), "exit", "0"]).expect_code(0);
     assert_eq!(fs::read_to_string(place.path("log")).unwrap(), "");
+}
+
+#[test]
+fn five_thousand_levels_are_no_obstacle() {
+    let place = Place::new();
+    // Names so long that no path reaches the bottom, made from within.
+    let script = "import os\nos.chdir(os.environ['TMPDIR'])\n\
+                  for _ in range(5000):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)\n";
+    place.run(&["python3", "-c", script]).expect_code(0);
+    assert!(place.the_ended()["dir"].is_null());
+}
+
+#[test]
+fn whoever_writes_from_outside_does_not_keep_it() {
+    let place = Place::new();
+    let mut command = place.command(&["--", misbehave(), "touch", "../up", "await", "../go", "exit", "0"]);
+    command.stdin(std::process::Stdio::null());
+    let run = Running::spawn(command);
+    place.wait_for_file("up");
+    let managed = std::path::PathBuf::from(place.the_record()["dir"].as_str().unwrap());
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = {
+        let (stop, managed) = (std::sync::Arc::clone(&stop), managed.clone());
+        std::thread::spawn(move || {
+            let mut number = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                number += 1;
+                // Refused as soon as the directory is gone.
+                let _ = std::fs::create_dir(managed.join(format!("d{number}")));
+                let _ = std::fs::write(managed.join(format!("d{number}/f")), "x");
+            }
+        })
+    };
+    std::fs::write(place.path("go"), "go").unwrap();
+    run.wait().expect_code(0);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.join().unwrap();
+    assert!(!managed.exists());
+    assert!(place.the_ended()["dir"].is_null());
+}
+
+#[test]
+fn what_could_not_be_removed_is_tried_again() {
+    if agent_run::sys::process::own_uid() == 0 {
+        return crate::harness::skipped("nothing keeps root from removing a file");
+    }
+    let place = Place::new();
+    // The entry itself may not be changed, so what is in it stays.
+    let done = place.run(&["sh", "-c", "chmod 500 $TMPDIR/.."]).expect_code(0);
+    assert!(done.stderr.contains("could not remove"), "{done:?}");
+    let entry = place.unfinished().remove(0);
+    assert!(place.the_record()["end"]["dir_error"].is_string());
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(&entry, open).unwrap();
+    std::fs::remove_file(place.state().join("looked")).unwrap();
+    place.run(&["true"]).expect_code(0);
+    wait_until("it is finished", || place.unfinished().is_empty());
+    assert!(!place.state().join("ended").join(entry.file_name().unwrap()).join("tmp").exists());
 }

@@ -20,13 +20,14 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let state = tempfile::Builder::new().prefix("agent-run-bench-").tempdir_in("/var/tmp").unwrap();
     type Part = fn(&Path);
-    let parts: [(&str, Part); 6] = [
+    let parts: [(&str, Part); 7] = [
         ("launch", launch),
         ("pipe", pipe),
         ("memory", memory),
         ("idle", idle),
         ("many", many),
         ("teardown", teardown),
+        ("left", left),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
@@ -266,6 +267,62 @@ fn time_to_end(state: &Path, words: &[&str], bytes: usize, signal: Signal) -> Du
     let took = begun.elapsed();
     child.wait().unwrap();
     took
+}
+
+/// How many of seven processes each launcher leaves behind: a plain one, one in a session of its own, a
+/// daemon, a deaf daemon, a stopped one, a bare daemon, and the leader.
+fn left(state: &Path) {
+    let peers: [(&str, &[&str]); 6] = [
+        ("timeout -k 1", &["timeout", "-k", "1", "60"]),
+        ("tini -s -g", &["tini", "-s", "-g", "--"]),
+        ("dumb-init", &["dumb-init"]),
+        (
+            "bwrap --unshare-pid --die-with-parent",
+            &["bwrap", "--dev-bind", "/", "/", "--unshare-pid", "--die-with-parent"],
+        ),
+        ("agent-run", &[AGENT_RUN, "-k", "500ms"]),
+        ("agent-run --cgroup false", &[AGENT_RUN, "-k", "500ms", "--cgroup", "false"]),
+    ];
+    println!("  {:<40} {:>8} {:>8} {:>8}", "processes left of 7, after", "exit", "TERM", "KILL");
+    for (name, words) in peers {
+        if !words[0].starts_with('/') && !installed(words[0]) {
+            continue;
+        }
+        let counts = [None, Some(Signal::TERM), Some(Signal::KILL)].map(|how| left_after(state, words, how));
+        println!("  {name:<40} {:>8} {:>8} {:>8}", counts[0], counts[1], counts[2]);
+    }
+}
+
+/// Starts the tree, lets it end (by itself without a signal), waits two seconds, and removes what is left.
+fn left_after(state: &Path, words: &[&str], signal: Option<Signal>) -> usize {
+    let go = state.join("go");
+    let _ = fs::remove_file(&go);
+    let mark = format!("left-{}", std::process::id());
+    let script = format!(
+        "child print x pause end session print x pause end daemon print x pause end daemon ignore ALL print x pause end \
+         child print x stop pause end daemon print x bare note {mark} pause end await {} exit 0",
+        go.display()
+    );
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg(MISBEHAVE).args(script.split_whitespace()).args(["note", &mark]);
+    command.env("AGENT_RUN_STATE_DIR", state.join("state")).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0; 12]).unwrap();
+    match signal {
+        Some(signal) => agent_run::sys::process::signal_own_child(child.id() as i32, signal).unwrap(),
+        None => fs::write(&go, "go").unwrap(),
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let bears = |pid: &i32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())
+    };
+    let found: Vec<i32> = agent_run::sys::tree::all_processes().filter(bears).collect();
+    for pid in &found {
+        let _ = agent_run::sys::process::Pidfd::open(*pid).map(|pidfd| pidfd.send(Signal::KILL));
+    }
+    let _ = child.wait();
+    found.len()
 }
 
 fn many(state: &Path) {

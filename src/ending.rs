@@ -13,8 +13,8 @@ use crate::registry::record::{End, Exceeded, Record, Survivor, Timestamp};
 use crate::registry::store::LiveRun;
 use crate::run::{RunSpec, Verbosity};
 use crate::rundir;
+use crate::sys::children::Ended;
 use crate::sys::fault;
-use crate::sys::process::Ended;
 
 /// How a run ended, with all that the record tells of it.
 #[derive(Clone, Debug)]

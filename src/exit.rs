@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::sys::process::Ended;
+use crate::sys::children::Ended;
 use crate::sys::signal::Signal;
 
 /// The lease or the idle time ended the run (as timeout(1)).

@@ -22,8 +22,9 @@ use crate::registry::store::LiveRun;
 use crate::run::{Isolation, RunSpec};
 use crate::rundir::{self, CopyError};
 use crate::supervisor::{self, CallersTerminal, Handover};
+use crate::sys::children::{self, Change};
 use crate::sys::namespace::{self, Lifelines};
-use crate::sys::process::{self, Change, Pid, Pidfd};
+use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
 use crate::sys::{fault, inherit, tty, waits};
@@ -91,7 +92,7 @@ pub fn here(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError>
     let owner = owner::find(spec.owner)?;
     // "No child left" is our proof that the tree is gone, so we must not have had children before
     // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
-    if process::own_pid() == 1 || process::any_child_exists() {
+    if process::own_pid() == 1 || children::any_child_exists() {
         return mirror(spec, owner, started);
     }
     guard(spec, owner, started)
@@ -123,7 +124,7 @@ fn guard(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<
     let events = spec.events.as_deref().map(open_named).transpose()?;
     let root = Root::open()?;
     recover::recover_all_now_and_then(&root);
-    process::become_subreaper().map_err(system("become a subreaper"))?;
+    children::become_subreaper().map_err(system("become a subreaper"))?;
     let plan = Plan::of(&spec);
     let (owner, pinned) = owner.map(|found| (found.owner, found.handle)).unzip();
     let mut run = LiveRun::create(root, &spec, &start_directory(&spec), &|record| {
@@ -318,10 +319,10 @@ fn watch_guard(guard: Pid) -> io::Result<Ending> {
                 let _ = process::signal_own_child(guard, signal);
             }
         }
-        if let Some(ended) = process::reap(guard) {
+        if let Some(ended) = children::reap(guard) {
             return Ok(crate::exit::mirror(ended));
         }
-        if let Some(Change::Stopped(signal)) = process::job_change(guard) {
+        if let Some(Change::Stopped(signal)) = children::job_change(guard) {
             signal::suffer(signal);
             let _ = process::signal_own_child(guard, Signal::CONT);
         }
@@ -333,8 +334,8 @@ fn watch_guard(guard: Pid) -> io::Result<Ending> {
 
 /// As pid 1 we inherit what nobody else waits for.
 fn reap_strangers(guard: Pid) {
-    while let Some((pid, _)) = process::peek_ended(process::Whom::Any) {
-        if pid == guard || process::reap(pid).is_none() {
+    while let Some((pid, _)) = children::peek_ended(children::Whom::Any) {
+        if pid == guard || children::reap(pid).is_none() {
             return;
         }
     }

@@ -21,9 +21,10 @@ use crate::ending::Events;
 use crate::exit::Ending;
 use crate::registry::store::LiveRun;
 use crate::run::RunSpec;
+use crate::sys::children::{self, Change};
 use crate::sys::clock::{BootTime, Timer};
 use crate::sys::fault;
-use crate::sys::process::{self, Change, Pid};
+use crate::sys::process::{self, Pid};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::waits;
 use crate::teardown::prey::Bounds;
@@ -144,7 +145,7 @@ impl Guard {
                     if !seen.supervisor_gone {
                         // Nobody else holds that end, so it is dead, or hung in a way that nothing else ends.
                         let _ = process::signal_own_child(self.supervisor, Signal::KILL);
-                        while !matches!(process::wait_for(self.supervisor), Ok(Change::Ended(_)) | Err(_)) {}
+                        while !matches!(children::wait_for(self.supervisor), Ok(Change::Ended(_)) | Err(_)) {}
                         seen.supervisor_gone = true;
                     }
                     return;
@@ -205,9 +206,9 @@ impl Guard {
     }
 
     fn look_at_supervisor(&self, seen: &mut Seen) {
-        if process::reap(self.supervisor).is_some() {
+        if children::reap(self.supervisor).is_some() {
             seen.supervisor_gone = true;
-        } else if let Some(Change::Stopped(_)) = process::job_change(self.supervisor) {
+        } else if let Some(Change::Stopped(_)) = children::job_change(self.supervisor) {
             // A supervisor is not to be stopped: leases run on.
             let _ = process::signal_own_child(self.supervisor, Signal::CONT);
         }
@@ -249,7 +250,7 @@ impl Guard {
 
     fn finish(mut self, over: Over, seen: &Seen) -> Ending {
         if !seen.supervisor_gone {
-            while !matches!(process::wait_for(self.supervisor), Ok(Change::Ended(_)) | Err(_)) {
+            while !matches!(children::wait_for(self.supervisor), Ok(Change::Ended(_)) | Err(_)) {
                 // Stopped in its last moment.
                 let _ = process::signal_own_child(self.supervisor, Signal::CONT);
             }

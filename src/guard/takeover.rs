@@ -11,8 +11,8 @@ use crate::ending::{Outcome, conclude};
 use crate::exit::{self, Ending, Facts, Reason};
 use crate::registry::record::{End, State};
 use crate::registry::store;
+use crate::sys::children;
 use crate::sys::clock::{BootTime, Timer};
-use crate::sys::process;
 use crate::sys::signal::{Signal, SignalQueue};
 use crate::sys::waits;
 use crate::teardown::prey::ProcessTree;
@@ -33,7 +33,7 @@ impl Guard {
         }
         // A leader that the supervisor has reaped is nobody's any more.
         let leader = seen.leader.or(self.run.record.leader.as_ref().map(|leader| leader.pid));
-        let leader = leader.filter(|leader| process::is_own_child(*leader));
+        let leader = leader.filter(|leader| children::is_own_child(*leader));
         let bounds = std::mem::take(&mut self.bounds);
         if let Some(lifeline) = bounds.lifeline.as_ref().filter(|_| leader.is_none()) {
             // The supervisor has reaped it and died before it could say so.

@@ -23,10 +23,11 @@ use crate::lease;
 use crate::registry::record::{Exceeded, State};
 use crate::registry::store::{self, LiveRun};
 use crate::run::RunSpec;
+use crate::sys::children::{self, Change, Ended};
 use crate::sys::clock::{BootTime, Timer};
 use crate::sys::fault;
 use crate::sys::namespace::Lifeline;
-use crate::sys::process::{self, Change, Ended, Pid, Pidfd};
+use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::readiness::Readiness;
 use crate::sys::signal::{Signal, SignalQueue};
 use crate::sys::tree::{self, Descend};
@@ -225,7 +226,7 @@ impl Driver {
         }
         if self.tree.leader_ended().is_none()
             && !self.meter.as_ref().is_some_and(Meter::holds_the_tree)
-            && let Some(Change::Stopped(signal)) = process::job_change(self.leader)
+            && let Some(Change::Stopped(signal)) = children::job_change(self.leader)
         {
             self.link.send(&ToGuard::LeaderStopped(signal));
         }

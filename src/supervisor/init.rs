@@ -9,9 +9,10 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use crate::sys::children::{self, Whom};
 use crate::sys::clock::BootTime;
 use crate::sys::namespace::{Lifeline, Lifelines};
-use crate::sys::process::{self, Pid, Whom};
+use crate::sys::process::{self, Pid};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
 use crate::sys::{inherit, waits};
@@ -44,7 +45,7 @@ impl Init {
         let (mut leader_ended, mut dead) = (false, [false; 2]);
         loop {
             reap_all();
-            if leader_ended && !process::any_child_exists() {
+            if leader_ended && !children::any_child_exists() {
                 return Ok(());
             }
             if dead == [true; 2] {
@@ -88,7 +89,7 @@ impl Init {
 }
 
 fn reap_all() {
-    while let Some((pid, _)) = process::peek_ended(Whom::Any) {
-        process::reap(pid);
+    while let Some((pid, _)) = children::peek_ended(Whom::Any) {
+        children::reap(pid);
     }
 }

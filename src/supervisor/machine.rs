@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::exit::{self, Ending, Facts, Reason};
 use crate::lease::Lease;
 use crate::run::RunSpec;
+use crate::sys::children::Ended;
 use crate::sys::clock::BootTime;
-use crate::sys::process::Ended;
 use crate::sys::signal::Signal;
 use crate::teardown::progress::{Due, Progress, look_after};
 

@@ -27,6 +27,7 @@ use crate::registry::record::State;
 use crate::registry::store::{LiveRun, SOCKET};
 use crate::run::{Isolation, RunSpec};
 use crate::rundir;
+use crate::sys::children;
 use crate::sys::clock::BootTime;
 use crate::sys::leader::{self, LeaderSetup, Program};
 use crate::sys::namespace::{self, Lifeline, Lifelines};
@@ -76,7 +77,7 @@ pub struct CallersTerminal {
 pub fn run(mut handover: Handover) -> ! {
     // Neither has a way to fail here: we lead no session, and the prctl exists since Linux 3.4.
     let _ = spawn::lead_own_group();
-    let _ = process::become_subreaper();
+    let _ = children::become_subreaper();
     inherit::rename_process(c"arun-supervisor", &format!("arun-supervisor {}", handover.run.id()));
     let over = match Supervised::start(&mut handover) {
         Ok(supervised) => driver::drive(handover, supervised),
@@ -136,7 +137,7 @@ impl Supervised {
         let leader = leader::start(&program, &setup).map_err(|error| {
             if let Some((init, _)) = &namespace {
                 let _ = process::signal_own_child(*init, Signal::KILL);
-                let _ = process::wait_for(*init);
+                let _ = children::wait_for(*init);
             }
             not_started(spec, &error)
         })?;
@@ -269,7 +270,7 @@ fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) 
         reason: Reason::LaunchFailed,
         leader: None,
         ending,
-        verified: !process::any_child_lives(),
+        verified: !children::any_child_lives(),
         killed: 0,
         exceeded: None,
         survivors: Vec::new(),

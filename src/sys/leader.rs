@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use super::cgroup::Entrance;
+use super::children;
 use super::process::{self, Pid};
 use super::signal::Signal;
 use super::spawn::Rlimit;
@@ -140,7 +141,7 @@ pub fn start(program: &Program, setup: &LeaderSetup) -> io::Result<Pid> {
     if birth.error == 0 {
         return Ok(pid);
     }
-    let _ = process::wait_for(pid);
+    let _ = children::wait_for(pid);
     Err(io::Error::from_raw_os_error(birth.error))
 }
 

@@ -2,6 +2,7 @@
 //! plain types. Linux is built and tested; what another system needs differs only here.
 
 pub mod cgroup;
+pub mod children;
 pub mod clock;
 pub mod fault;
 pub mod files;

@@ -12,8 +12,8 @@ use std::os::fd::OwnedFd;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use super::process;
 use super::spawn::{self, Forked};
+use super::{children, process};
 
 /// Enters a user namespace if this process could not make others otherwise. It must have one thread.
 pub fn gain_rights() -> io::Result<()> {
@@ -114,12 +114,12 @@ fn code_of(result: io::Result<()>) -> i32 {
 
 fn result_of(child: process::Pid) -> io::Result<()> {
     loop {
-        match process::wait_for(child)? {
-            process::Change::Ended(process::Ended::Exited(0)) => return Ok(()),
-            process::Change::Ended(process::Ended::Exited(code)) => {
+        match children::wait_for(child)? {
+            children::Change::Ended(children::Ended::Exited(0)) => return Ok(()),
+            children::Change::Ended(children::Ended::Exited(code)) => {
                 return Err(io::Error::from_raw_os_error(code));
             }
-            process::Change::Ended(_) => return Err(io::Error::other("the probe was killed")),
+            children::Change::Ended(_) => return Err(io::Error::other("the probe was killed")),
             _ => {}
         }
     }

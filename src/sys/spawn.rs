@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use super::children;
 use super::inherit;
 use super::process::{self, Pid};
 use super::signal::Signal;
@@ -57,7 +58,7 @@ pub fn detached(name: &CStr, work: impl FnOnce()) -> io::Result<()> {
         }
         super::signal::exit_now(0)
     };
-    process::wait_for(first).map(drop)
+    children::wait_for(first).map(drop)
 }
 
 /// Puts this process into a process group of its own (`setpgid(2)`).

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use crate::registry::record::Survivor;
 use crate::sys::cgroup::{self, Leaf};
+use crate::sys::children::{self, Ended, Whom};
 use crate::sys::namespace::Lifeline;
-use crate::sys::process::{self, Ended, Pid, ProcessRef, Stat, Whom};
+use crate::sys::process::{self, Pid, ProcessRef, Stat};
 use crate::sys::signal::Signal;
 use crate::sys::tree::{self, Descend, Member};
 
@@ -73,13 +74,13 @@ impl ProcessTree {
     pub fn reap(&mut self) -> bool {
         let mut any = false;
         while self.leader_ended.is_none() || self.leader.is_none() {
-            let Some((pid, ended)) = process::peek_ended(Whom::Any) else { return any };
+            let Some((pid, ended)) = children::peek_ended(Whom::Any) else { return any };
             any = true;
             if Some(pid) == self.leader {
                 self.leader_ended = Some(ended);
                 self.let_init_go();
             } else {
-                process::reap(pid);
+                children::reap(pid);
             }
         }
         // A dead leader would be found first for ever, so from here on each child is asked for by name.
@@ -91,7 +92,7 @@ impl ProcessTree {
     fn let_init_go(&mut self) {
         if let Some(lifeline) = &self.bounds.lifeline {
             lifeline.leader_ended();
-            self.leader.take().map(process::reap);
+            self.leader.take().map(children::reap);
         }
     }
 
@@ -100,7 +101,7 @@ impl ProcessTree {
         if self.leader_ended.is_some() && self.leader.is_some() {
             for child in tree::own_children() {
                 if Some(child) != self.leader {
-                    process::reap(child);
+                    children::reap(child);
                 }
             }
         }
@@ -113,17 +114,17 @@ impl ProcessTree {
 
     /// Returns whether nothing of the tree lives: the kernel's answer, not a scan's.
     pub fn is_empty(&self) -> bool {
-        !process::any_child_lives() && !self.bounds.leaf.as_ref().is_some_and(Leaf::is_populated)
+        !children::any_child_lives() && !self.bounds.leaf.as_ref().is_some_and(Leaf::is_populated)
     }
 
     /// Reaps all that is left of an empty tree. Nothing of it lives, so nothing is signalled any more and
     /// the order is free.
     pub fn bury(&mut self) {
         if let Some(leader) = self.leader.take() {
-            self.leader_ended = process::reap(leader).or(self.leader_ended);
+            self.leader_ended = children::reap(leader).or(self.leader_ended);
         }
-        while let Some((pid, _)) = process::peek_ended(Whom::Any) {
-            if process::reap(pid).is_none() {
+        while let Some((pid, _)) = children::peek_ended(Whom::Any) {
+            if children::reap(pid).is_none() {
                 break;
             }
         }

@@ -15,6 +15,7 @@ use crate::run::{RunSpec, Verbosity};
 use crate::rundir;
 use crate::sys::children::Ended;
 use crate::sys::fault;
+use crate::sys::signal::Signal;
 
 /// How a run ended, with all that the record tells of it.
 #[derive(Clone, Debug)]
@@ -114,6 +115,10 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
                 "'{command}' had {peak} processes and wanted more than the {limit} of --pids, and was killed"
             )
         }
+        // As a shell would say it of the bare command; it sees an exit code alone. A closed pipe is no news.
+        Reason::Signal if let Some(signal) = crashed(outcome) => {
+            format!("'{command}' died of {signal}")
+        }
         Reason::CpuTime => format!("'{command}' used up its CPU time (--cpu-time)"),
         Reason::SupervisorLost => format!("the supervisor was killed, so '{command}' was stopped"),
         _ if spec.verbosity == Verbosity::Verbose => format!("'{command}' ended: {}", outcome.reason.word()),
@@ -125,6 +130,16 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
         many => format!(" ({many} processes needed SIGKILL)"),
     };
     (spec.verbosity > Verbosity::Quiet).then(|| format!("{told}{killed}"))
+}
+
+/// Returns the signal that the leader died of, if that is not passed on to who started us.
+fn crashed(outcome: &Outcome) -> Option<Signal> {
+    let by_us = |signal| signal == Signal::KILL && outcome.killed > 0;
+    match outcome.leader? {
+        Ended::Signaled(signal) if by_us(signal) => None,
+        Ended::Signaled(signal) if !signal.is_mirrored() && signal != Signal::PIPE => Some(signal),
+        _ => None,
+    }
 }
 
 /// The file of `--events`: one JSON object a line. Without one, nothing is written.

@@ -210,7 +210,7 @@ pub(super) struct RenewArgs {
     #[command(flatten)]
     pub(super) common: Common,
     /// Id, beginning of one, or name (none with --label), then the time from now on
-    #[arg(value_name = "RUN DURATION", required = true, num_args = 1..=2, allow_hyphen_values = true)]
+    #[arg(value_name = "RUN DURATION", required = true, num_args = 1..=2)]
     pub(super) words: Vec<String>,
 }
 

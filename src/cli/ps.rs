@@ -14,6 +14,9 @@ use crate::registry::store::{self, SeenRun};
 use crate::sys::tty;
 use crate::usage::{Census, Usage};
 
+/// A longer name is cut, so that it does not push the rest out of sight; `status` and `--json` have all of it.
+const LONGEST_NAME: usize = 20;
+
 pub(super) fn run(args: &PsArgs, printer: &Printer) -> Result<u8, Failure> {
     let filter = Filter::of(&args.common)?;
     let live = select::live(&filter)?;
@@ -65,7 +68,7 @@ fn row(run: &SeenRun, usage: Option<&Usage>) -> Vec<String> {
     };
     vec![
         run.id.to_string(),
-        record.name.clone().unwrap_or_else(none),
+        record.name.as_deref().map_or_else(none, |name| table::shorten(name, LONGEST_NAME)),
         record
             .end
             .as_ref()

@@ -7,8 +7,10 @@ use super::printer::Printer;
 use super::{select, view};
 use crate::control::Request;
 use crate::control::client::ask;
+use crate::exit;
 use crate::failure::Failure;
 use crate::lease::{format_duration, parse_limit};
+use crate::registry::record::State;
 
 pub(super) fn run(args: &RenewArgs, printer: &Printer) -> Result<u8, Failure> {
     let (selector, text) = match args.words.as_slice() {
@@ -18,6 +20,15 @@ pub(super) fn run(args: &RenewArgs, printer: &Printer) -> Result<u8, Failure> {
     };
     let ttl = parse_limit(text).map_err(|error| Failure::usage(error.to_string(), "nothing was renewed"))?;
     let mut runs = select::runs(selector, &args.common)?;
+    if let Some(run) = runs.iter().find(|run| [State::Finished, State::Orphaned].contains(&run.state)) {
+        let title = run.record.as_ref().map_or(run.id.as_str(), |record| record.title());
+        let message = match run.state {
+            State::Finished => format!("run {title} has ended"),
+            _ => format!("nobody supervises run {title} any more"),
+        };
+        let hint = Some("nothing was renewed".to_owned());
+        return Err(Failure { kind: "not_running", message, hint, code: exit::NOT_RUNNING });
+    }
     for run in &mut runs {
         ask(&run.directory, Request::Renew { ttl_s: ttl.map(|span| span.as_secs_f64()) })?;
         run.reread();

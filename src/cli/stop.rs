@@ -17,6 +17,7 @@ use crate::recover;
 use crate::registry::record::State;
 use crate::registry::root::Root;
 use crate::registry::store::{self, SeenRun};
+use crate::run::RunId;
 
 pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
     let grace = args.grace.as_deref().map(parse_duration).transpose();
@@ -27,6 +28,8 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
         report(&runs, printer, |run| format!("would stop {}", title(run)));
         return Ok(0);
     }
+    let finished: Vec<RunId> =
+        runs.iter().filter(|run| run.state == State::Finished).map(|run| run.id.clone()).collect();
     // All are asked before one is waited for, so that their graces pass together.
     let asked: Vec<Result<(), String>> = runs.iter_mut().map(|run| request(run, grace)).collect();
     let mut remains = false;
@@ -36,7 +39,10 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
             printer.note(&format!("{}: {why}", title(run)));
         }
     }
-    report(&runs, printer, outcome);
+    report(&runs, printer, |run| match finished.contains(&run.id) {
+        true => format!("{} had ended already", title(run)),
+        false => outcome(run),
+    });
     Ok(if remains { exit::SOMETHING_REMAINS } else { 0 })
 }
 
@@ -47,7 +53,11 @@ fn selected(args: &StopArgs) -> Result<Vec<SeenRun>, Failure> {
         let root = root_for(&args.runs[0])?;
         let mut found: Vec<SeenRun> = Vec::new();
         for selector in &args.runs {
-            let run = store::find(&root, selector)?;
+            let run = store::find(&root, selector).map_err(|error| {
+                let failure = Failure::from(error);
+                let hint = failure.hint.as_deref().unwrap_or("check the name");
+                Failure { hint: Some(format!("nothing was stopped; {hint}")), ..failure }
+            })?;
             if filter.fits(&run) && found.iter().all(|other| other.id != run.id) {
                 found.push(run);
             }

@@ -30,6 +30,11 @@ fn line(row: &[String], widths: &[usize], width: Option<usize>) -> String {
     cut(text.trim_end(), width)
 }
 
+/// Cuts `text` to `columns`.
+pub(super) fn shorten(text: &str, columns: usize) -> String {
+    cut(text, Some(columns))
+}
+
 fn cut(text: &str, room: Option<usize>) -> String {
     let Some(room) = room.filter(|room| text.width() > *room) else { return text.to_owned() };
     let mut kept = String::new();

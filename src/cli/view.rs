@@ -40,6 +40,12 @@ pub(super) fn command_line(record: &Record) -> String {
     record.command.iter().map(|word| shown(word)).collect::<Vec<_>>().join(" ")
 }
 
+/// Control characters, and those that change how the rest of the line is shown.
+fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
 /// Quotes what would not read as one word; control characters never reach a terminal.
 fn shown(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
@@ -49,20 +55,26 @@ fn shown(word: &str) -> String {
         format!(
             "'{}'",
             word.chars()
-                .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+                .flat_map(|c| if is_unseen(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
                 .collect::<String>()
         )
     }
 }
 
-/// Returns a duration in its largest unit alone, for a narrow column: `3h`, `12m`, `5s`.
+/// Returns a duration for a narrow column, to the nearest minute from an hour on: `5s`, `12m`, `1h30m`, `2d4h`.
 pub(super) fn brief(span: Duration) -> String {
-    let seconds = span.as_secs();
+    let seconds = span.as_secs() + u64::from(span.subsec_millis() >= 500);
+    let with = |first: u64, unit: char, rest: u64, smaller: char| match rest {
+        0 => format!("{first}{unit}"),
+        rest => format!("{first}{unit}{rest}{smaller}"),
+    };
+    // What is shown is rounded, so that a lease of two hours reads so a moment later.
+    let (minutes, hours) = ((seconds + 30) / 60, (seconds + 1800) / 3600);
     match seconds {
         0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..86_400 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
+        60..3570 => format!("{minutes}m"),
+        3570..84_600 => with(minutes / 60, 'h', minutes % 60, 'm'),
+        _ => with(hours / 24, 'd', hours % 24, 'h'),
     }
 }
 
@@ -123,4 +135,33 @@ fn uses(usage: &Usage) -> String {
 
 fn broken(run: &SeenRun, error: &RecordError) -> Vec<(&'static str, String)> {
     vec![("run", run.id.to_string()), ("state", run.state.word().to_owned()), ("record", error.to_string())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_brief_and_round() {
+        for (seconds, expected) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (3569, "59m"),
+            (3599, "1h"),
+            (5399, "1h30m"),
+            (7199, "2h"),
+            (86_399, "1d"),
+            (129_600, "1d12h"),
+        ] {
+            assert_eq!(brief(Duration::from_secs(seconds)), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn nothing_unseen_reaches_a_terminal() {
+        for word in ["a\u{1b}[0m", "a\u{202e}b", "a\u{200b}b", "\u{7f}"] {
+            assert!(!shown(word).chars().any(is_unseen), "{word:?}");
+        }
+    }
 }

@@ -150,6 +150,14 @@ impl Keeper {
         }
     }
 
+    /// Gives the terminal back to a leader that it was taken from for the teardown; false if it is not ours to give.
+    pub(super) fn lend(&mut self) -> bool {
+        if self.taken_from_leader && self.has_it() {
+            self.give();
+        }
+        self.held_by_leader
+    }
+
     /// Takes the terminal from the leader, or from a job of its own that it left in front. Only what we gave
     /// is taken: while our job is in the background, the terminal is the shell's.
     pub(super) fn take_back(&mut self) {

@@ -98,6 +98,8 @@ struct Seen {
     /// The terminal sent this to the leader's group, which died of it.
     from_terminal: Option<Signal>,
     terminal_gone: bool,
+    /// The teardown has begun.
+    ending: bool,
 }
 
 impl Guard {
@@ -164,9 +166,17 @@ impl Guard {
             }
             ToGuard::Deadline(deadline) => self.arm(timer, deadline, self.spec.grace + KILL_FOR),
             ToGuard::Ending { within } => {
+                seen.ending = true;
                 fault::step();
                 self.keeper.iter_mut().for_each(Keeper::take_back);
                 self.arm(timer, Some(BootTime::now()), within);
+            }
+            // We do not stop with it any more. A full-screen program that wants to put the terminal right before it
+            // goes gets it back for that.
+            ToGuard::LeaderStopped(_) if seen.ending => {
+                if self.keeper.as_mut().is_some_and(Keeper::lend) {
+                    self.link.send(&ToSupervisor::Continue);
+                }
             }
             ToGuard::LeaderStopped(signal) => self.leader_stopped(signal),
             ToGuard::LeaderEnded { by_itself } => self.leader_ended(by_itself, seen),

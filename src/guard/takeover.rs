@@ -6,7 +6,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use super::{Guard, Seen, say};
+use super::{Guard, Keeper, Seen, say};
 use crate::ending::{Outcome, conclude};
 use crate::exit::{self, Ending, Facts, Reason};
 use crate::registry::record::{End, State};
@@ -95,7 +95,7 @@ impl Guard {
     }
 
     /// Returns whether something has ended in the polite phase.
-    fn heed(&self, queue: &SignalQueue, tree: &mut ProcessTree, progress: &mut Progress) -> bool {
+    fn heed(&mut self, queue: &SignalQueue, tree: &mut ProcessTree, progress: &mut Progress) -> bool {
         let now = BootTime::now();
         let mut ended = false;
         while let Some(signal) = queue.next() {
@@ -103,6 +103,9 @@ impl Guard {
                 Signal::INT | Signal::QUIT => progress.kill_now(now),
                 Signal::CHLD => {
                     tree.reap();
+                    if tree.leader_was_stopped() && self.keeper.as_mut().is_some_and(Keeper::lend) {
+                        tree.signal_group(Signal::CONT);
+                    }
                     progress.hurry(now);
                     ended = true;
                 }

@@ -66,6 +66,8 @@ struct Driver {
     meter: Option<Meter>,
     exceeded: Option<Exceeded>,
     guard_lost: bool,
+    /// It had it when the guard was lost.
+    leader_had_terminal: bool,
     /// The tree's bytes and processes at the last sample of the idle time.
     sampled: Option<(u64, usize)>,
 }
@@ -101,6 +103,7 @@ impl Driver {
             meter,
             exceeded: None,
             guard_lost: false,
+            leader_had_terminal: false,
             sampled: None,
         }
     }
@@ -224,11 +227,25 @@ impl Driver {
             _ if any || had_ended.is_some() => self.take_in(Event::SomethingEnded),
             _ => {}
         }
-        if self.tree.leader_ended().is_none()
-            && !self.meter.as_ref().is_some_and(Meter::holds_the_tree)
+        if !self.meter.as_ref().is_some_and(Meter::holds_the_tree)
+            && self.tree.leader_ended().is_none()
             && let Some(Change::Stopped(signal)) = children::job_change(self.leader)
         {
-            self.link.send(&ToGuard::LeaderStopped(signal));
+            self.leader_stopped(signal);
+        }
+    }
+
+    fn leader_stopped(&self, signal: Signal) {
+        if !self.guard_lost {
+            return self.link.send(&ToGuard::LeaderStopped(signal));
+        }
+        // Nobody else can give it back to a program that wants to put it right before it goes.
+        if self.leader_had_terminal
+            && let Some(terminal) = Terminal::open()
+            && terminal.foreground() == Some(self.callers.group)
+            && terminal.give_to(self.leader).is_ok()
+        {
+            self.tree.signal_group(Signal::CONT);
         }
     }
 
@@ -372,10 +389,11 @@ impl Driver {
     /// guard was in, so that a script that goes on can use it. Once a shell has taken it, it is the shell's;
     /// but one that does not put the modes right (dash) gets them from us. That it has not is told by ISIG:
     /// full-screen programs switch it off, line editors need it.
-    fn restore_terminal(&self) {
+    fn restore_terminal(&mut self) {
         let Some(terminal) = Terminal::open() else { return };
         let Some(modes) = &self.callers.modes else { return };
         let leader_has_it = terminal.foreground() == Some(self.leader);
+        self.leader_had_terminal |= leader_has_it;
         if leader_has_it {
             // Refused if that group is gone too: then a shell takes the terminal itself.
             let _ = terminal.give_to(self.callers.group);

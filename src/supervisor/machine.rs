@@ -127,6 +127,8 @@ pub struct Machine {
     leader: Option<Ended>,
     /// The leader ended while nobody had asked for it.
     by_itself: bool,
+    /// The key that ended the grace.
+    pressed: Option<Signal>,
     phase: Phase,
 }
 
@@ -161,7 +163,7 @@ impl Machine {
     /// A run whose leader has just been started.
     pub fn new(policy: Policy, lease: Option<Lease>, now: BootTime) -> Machine {
         let idle = policy.idle.map(|limit| IdleWatch::begin(limit, now));
-        Machine { policy, lease, idle, leader: None, by_itself: false, phase: Phase::Running }
+        Machine { policy, lease, idle, leader: None, by_itself: false, pressed: None, phase: Phase::Running }
     }
 
     /// Returns when a [`Event::Tick`] is wanted.
@@ -280,7 +282,12 @@ impl Machine {
     fn judge(&self, reason: Reason, verified: bool) -> Verdict {
         let facts =
             Facts { reason, leader: self.leader, verified, preserve_status: self.policy.preserve_status };
-        Verdict { reason, leader: self.leader, verified, ending: exit::ending(&facts) }
+        let ending = match self.pressed {
+            // Whatever the command made of it, the person wants the script to end too.
+            Some(signal) if verified => Ending::DieOf(signal),
+            _ => exit::ending(&facts),
+        };
+        Verdict { reason, leader: self.leader, verified, ending }
     }
 
     fn tick(&mut self, now: BootTime) -> Vec<Action> {
@@ -338,6 +345,7 @@ impl Machine {
                     return Vec::new();
                 }
                 progress.kill_now(now);
+                self.pressed = Some(signal);
                 self.teardown_due(now)
             }
             _ => Vec::new(),

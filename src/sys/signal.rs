@@ -37,6 +37,8 @@ impl Signal {
     pub const STOP: Signal = Signal(libc::SIGSTOP);
     /// The one that cannot be refused.
     pub const KILL: Signal = Signal(libc::SIGKILL);
+    /// Nobody reads what was written.
+    pub const PIPE: Signal = Signal(libc::SIGPIPE);
     /// The polite request to end.
     pub const TERM: Signal = Signal(libc::SIGTERM);
     /// A child changed its state.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::registry::record::Survivor;
 use crate::sys::cgroup::{self, Leaf};
-use crate::sys::children::{self, Ended, Whom};
+use crate::sys::children::{self, Change, Ended, Whom};
 use crate::sys::namespace::Lifeline;
 use crate::sys::process::{self, Pid, ProcessRef, Stat};
 use crate::sys::signal::Signal;
@@ -110,6 +110,12 @@ impl ProcessTree {
     /// Returns how the leader ended, if it has.
     pub fn leader_ended(&self) -> Option<Ended> {
         self.leader_ended
+    }
+
+    /// Returns whether the leader has been stopped since the last question.
+    pub fn leader_was_stopped(&self) -> bool {
+        let leader = self.leader.filter(|_| self.leader_ended.is_none());
+        leader.is_some_and(|leader| matches!(children::job_change(leader), Some(Change::Stopped(_))))
     }
 
     /// Returns whether nothing of the tree lives: the kernel's answer, not a scan's.

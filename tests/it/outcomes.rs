@@ -125,7 +125,7 @@ fn a_second_interrupt_does_not_wait_for_the_grace() {
         running.signal(Signal::INT);
         is_dead(running.pid())
     });
-    running.wait().expect_code(137);
+    running.wait().expect_code(130);
 }
 
 #[test]

@@ -155,7 +155,8 @@ fn ctrl_c_without_the_terminal_is_passed_on_once() {
         press_again_and_it_ends(place, pty);
         pty.expect(PROMPT);
         assert_eq!(std::fs::read_to_string(place.path("told")).unwrap().lines().count(), 1);
-        assert_eq!(place.the_ended()["end"]["code"], 137);
+        // It dies of the key, so that a script ends too.
+        assert_eq!(place.the_ended()["end"]["code"], 130);
     });
 }
 
@@ -419,5 +420,66 @@ fn a_script_goes_on_with_the_terminal_when_its_guard_is_killed() {
             pty.expect("got word");
             pty.expect(PROMPT);
         });
+    }
+}
+
+#[test]
+fn a_suspended_editor_can_be_stopped() {
+    in_both_shells(|place, pty| {
+        pty.line("$RUN --name ed -k 300ms vim -u NONE -N file");
+        pty.expect("~");
+        wait_until("it has the terminal", || name_of(pty.foreground()) == "vim");
+        pty.send(CTRL_Z);
+        pty.expect(PROMPT);
+        // Before, the stop that the editor's own wish for the terminal causes stopped the guard again.
+        place.run(&["stop", "ed"]).expect_code(0);
+        pty.line("wait; :");
+        pty.expect(PROMPT);
+        assert_eq!(place.the_ended()["end"]["reason"], "stop");
+    });
+}
+
+/// A program that puts the terminal right when it is asked to end needs the terminal for that.
+#[test]
+fn full_screen_programs_end_politely() {
+    for program in ["top", "less /etc/passwd"] {
+        in_both_shells(|place, pty| {
+            pty.line(&format!("$RUN --name it -k 20s {program}"));
+            let name = program.split(' ').next().unwrap();
+            wait_until("it has the terminal", || name_of(pty.foreground()) == name);
+            pty.expect(if name == "top" { "PID" } else { "root" });
+            place.run(&["stop", "it"]).expect_code(0);
+            pty.expect(PROMPT);
+            assert_eq!(place.the_ended()["end"]["killed"], 0, "{program}");
+        });
+    }
+}
+
+#[test]
+fn they_do_so_when_the_supervisor_is_killed() {
+    in_both_shells(|place, pty| {
+        pty.line("$RUN -k 20s less /etc/passwd");
+        wait_until("it has the terminal", || name_of(pty.foreground()) == "less");
+        pty.expect("root");
+        kill(place.the_record()["supervisor"]["pid"].as_i64().unwrap() as i32);
+        pty.expect(PROMPT);
+        assert_eq!(place.the_ended()["end"]["killed"], 0);
+    });
+}
+
+#[test]
+fn ctrl_c_during_a_teardown_ends_the_script_too() {
+    for shell in SHELLS {
+        let place = Place::new();
+        let mut pty = Pty::shell(&place, shell);
+        let script = "for i in 1 2 3; do\n$RUN -k 1h $HELPER child ignore INT,TERM touch ../up pause end await ../up exit 0\n\
+                      echo again\ndone\n";
+        std::fs::write(place.path("work/loop"), script).unwrap();
+        pty.line(&format!("{shell} loop"));
+        place.wait_for_record("the teardown has begun", |record| record["state"] == "stopping");
+        press_again_and_it_ends(&place, &mut pty);
+        let printed = pty.expect(PROMPT);
+        assert!(!printed.contains("again"), "{shell}: {printed}");
+        pty.leave();
     }
 }

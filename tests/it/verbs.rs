@@ -32,7 +32,7 @@ fn ps_lists_what_runs() {
     assert_eq!(run["usage"]["pids"], 1);
     assert!(run["usage"]["rss_bytes"].as_u64().unwrap() > 0);
     let table = place.run(&["ps"]).expect_code(0).stdout;
-    assert!(table.lines().nth(1).unwrap().contains("web") && table.contains("59m"), "{table}");
+    assert!(table.lines().nth(1).unwrap().contains("web") && table.contains(" 1h "), "{table}");
     assert_eq!(place.run(&["ps", "--json", "--label", "team=b"]).json()["runs"], json!([]));
     place.run(&["stop", "web"]).expect_code(0);
     running.wait().expect_code(143);
@@ -151,7 +151,7 @@ fn renew_moves_the_deadline() {
     assert_eq!(status(&place, "web")["expires_at"], Value::Null);
     place.run(&["renew", "web", "10ms"]).expect_code(0);
     running.wait().expect_code(124);
-    place.run(&["renew", "web", "1h"]).expect_code(1);
+    place.run(&["renew", "web", "1h"]).expect_code(3);
 }
 
 #[test]
@@ -224,4 +224,24 @@ fn help_and_version_are_answers() {
     );
     assert!(place.run(&["stop", "--help"]).expect_code(0).stdout.contains("--dry-run"));
     let _ = misbehave();
+}
+
+#[test]
+fn a_finished_run_is_not_renewed() {
+    let place = Place::new();
+    place.run(&["--name", "web", "true"]).expect_code(0);
+    let done = place.run(&["renew", "web", "1h", "--json"]).expect_code(3);
+    assert!(done.stderr.contains("run web has ended"), "{done:?}");
+    assert_eq!(done.json()["error"]["kind"], "not_running");
+    let done = place.run(&["stop", "web"]).expect_code(0);
+    assert!(done.stdout.contains("had ended already"), "{done:?}");
+}
+
+#[test]
+fn a_crash_is_told() {
+    let place = Place::new();
+    let done = place.run(&["--core", "0", "sh", "-c", "kill -SEGV $$"]).expect_code(139);
+    assert_eq!(done.stderr, "agent-run: 'sh' died of SIGSEGV\n");
+    let done = place.run(&["sh", "-c", "kill -PIPE $$"]).expect_code(141);
+    assert_eq!(done.stderr, "");
 }

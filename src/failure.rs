@@ -61,7 +61,7 @@ impl From<RegistryError> for Failure {
                 failure("name_taken", message, Some(&hint), exit::USAGE)
             }
             RegistryError::Root { .. } => {
-                let hint = "remove it, or set AGENT_RUN_STATE_DIR to a directory of your own";
+                let hint = "set AGENT_RUN_STATE_DIR to a directory that is yours alone (chmod 700)";
                 failure("state_dir", message, Some(hint), exit::USAGE)
             }
             RegistryError::Io { source, .. } => {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use crate::ending::{Events, Outcome, conclude};
 use crate::exit::{Ending, OWN_FAILURE, Reason};
-use crate::registry::record::{End, State};
+use crate::registry::record::{End, RecordError, State};
 use crate::registry::root::Root;
 use crate::registry::store::{self, LiveRun, SeenRun};
-use crate::run::{RunSpec, Verbosity};
+use crate::run::{DEFAULT_GRACE, RunSpec, Verbosity};
 use crate::rundir;
+use crate::sys::signal::Signal;
 use crate::sys::spawn;
 use crate::teardown::marks::Marks;
 
@@ -47,6 +48,17 @@ pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<En
     spec.verbosity = Verbosity::Quiet;
     conclude(&mut run, &spec, &outcome, &mut Events::new(None));
     run.record.end.clone()
+}
+
+/// Removes an entry that cannot be read, and ends what its id alone finds. Returns whether it is gone; one of a
+/// newer version is left to the newer program.
+pub fn remove_broken(root: &Root, seen: &SeenRun, grace: Option<Duration>) -> bool {
+    if !matches!(seen.record, Err(RecordError::Broken(_))) || seen.directory.try_lock().is_err() {
+        return false;
+    }
+    let marks = Marks::of_id(&seen.id, store::tree_lock_of(root, &seen.id).ok());
+    let (survivors, _) = marks.end(Signal::TERM, grace.unwrap_or(DEFAULT_GRACE));
+    survivors.is_empty() && store::remove_entry(root, &seen.id).is_ok()
 }
 
 /// Nothing of the run lives; only the directory could not be removed, or the last line was not reached.

@@ -22,6 +22,18 @@ pub struct Usage {
     pub fds: Option<u64>,
 }
 
+impl Usage {
+    /// Adds up what `members` use.
+    pub fn of<'a>(members: impl IntoIterator<Item = &'a Stat>) -> Usage {
+        let (mut pages, mut ticks, mut pids) = (0, 0, 0);
+        for stat in members {
+            (pages, ticks, pids) = (pages + stat.resident_pages, ticks + stat.cpu_ticks, pids + 1);
+        }
+        let cpu_s = ticks as f64 / process::ticks_per_second() as f64;
+        Usage { rss_bytes: pages * process::page_size(), cpu_s, pids, fds: None }
+    }
+}
+
 /// All processes by parent, at one moment.
 #[derive(Debug)]
 pub struct Census {
@@ -59,14 +71,7 @@ impl Census {
 
     /// Returns what `record`'s run uses.
     pub fn usage(&self, record: &Record) -> Usage {
-        let members = self.members(record);
-        Usage {
-            rss_bytes: members.iter().map(|stat| stat.resident_pages).sum::<u64>() * process::page_size(),
-            cpu_s: members.iter().map(|stat| stat.cpu_ticks).sum::<u64>() as f64
-                / process::ticks_per_second() as f64,
-            pids: members.len() as u32,
-            fds: None,
-        }
+        Usage::of(self.members(record))
     }
 
     /// As [`Census::usage`], with the open descriptors counted.

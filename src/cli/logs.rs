@@ -44,29 +44,64 @@ pub(super) fn run(args: &LogsArgs, printer: &Printer) -> Result<u8, Failure> {
         code: exit::SOMETHING_REMAINS,
     };
     let mut file = File::open(&path).map_err(unreadable)?;
-    print_rest(&mut file, printer).map_err(unreadable)?;
+    let mut output = Output { printer, begun: Vec::new() };
+    print_rest(&mut file, &mut output).map_err(unreadable)?;
     if args.follow && run.state != State::Finished {
-        follow(&run, Path::new(&path), &mut file, printer).map_err(unreadable)?;
+        follow(&run, Path::new(&path), &mut file, &mut output).map_err(unreadable)?;
     }
+    output.finish();
     Ok(0)
 }
 
+/// Where the log goes: as it is, or one JSON object a line.
+struct Output<'a> {
+    printer: &'a Printer,
+    /// The beginning of a line whose end has not come yet.
+    begun: Vec<u8>,
+}
+
+impl Output<'_> {
+    /// Returns false if nobody takes it.
+    fn take(&mut self, bytes: &[u8]) -> bool {
+        if !self.printer.is_json() {
+            return self.printer.raw(bytes);
+        }
+        self.begun.extend(bytes);
+        while let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.begun.drain(..=end).collect();
+            self.line(&line[..end]);
+        }
+        true
+    }
+
+    fn line(&self, line: &[u8]) {
+        self.printer.document("line", String::from_utf8_lossy(line).into());
+    }
+
+    /// The last line may lack its end.
+    fn finish(&self) {
+        if !self.begun.is_empty() {
+            self.line(&self.begun);
+        }
+    }
+}
+
 /// Prints what there is to read; returns false if nobody takes it.
-fn print_rest(file: &mut File, printer: &Printer) -> std::io::Result<bool> {
+fn print_rest(file: &mut File, output: &mut Output<'_>) -> std::io::Result<bool> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = file.read(&mut buffer)?;
         if length == 0 {
             return Ok(true);
         }
-        if !printer.raw(&buffer[..length]) {
+        if !output.take(&buffer[..length]) {
             return Ok(false);
         }
     }
 }
 
 /// Prints what is added until nobody supervises the run; sleeps until the file or a keeper changes.
-fn follow(run: &SeenRun, path: &Path, file: &mut File, printer: &Printer) -> std::io::Result<()> {
+fn follow(run: &SeenRun, path: &Path, file: &mut File, output: &mut Output<'_>) -> std::io::Result<()> {
     let changes = files::Changes::of(path)?;
     let record = run.record.as_ref().ok();
     let keepers = record.into_iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
@@ -75,7 +110,7 @@ fn follow(run: &SeenRun, path: &Path, file: &mut File, printer: &Printer) -> std
         // Who is dead before the lock is asked after needs no more waiting for.
         pinned.retain(Pidfd::is_alive);
         let over = !run.is_supervised();
-        if !print_rest(file, printer)? || over {
+        if !print_rest(file, output)? || over {
             return Ok(());
         }
         // A reader that has gone (`| head`) is seen by the hang-up of stdout.

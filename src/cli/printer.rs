@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::guard::say;
@@ -32,11 +32,9 @@ impl Printer {
     }
 
     /// Prints one versioned document, with `value` under `key`.
-    pub(super) fn document(self, key: &str, value: Value) {
-        let mut document = Map::new();
-        document.insert("version".to_owned(), json!(ANSWER_VERSION));
-        document.insert(key.to_owned(), value);
-        self.answer(&Value::Object(document).to_string());
+    pub(super) fn document(self, key: &'static str, value: Value) {
+        // The version comes first, so that a reader of the beginning knows what follows.
+        self.answer(&format!("{{\"version\":{ANSWER_VERSION},\"{key}\":{value}}}"));
     }
 
     /// Prints bytes as they are. A reader that has gone (`| head`) is no error of ours; false tells of it.

@@ -10,6 +10,7 @@ use super::select::{self, Filter};
 use super::{root, table, view};
 use crate::failure::Failure;
 use crate::limits::format_size;
+use crate::registry::record::State;
 use crate::registry::store::{self, SeenRun};
 use crate::sys::tty;
 use crate::usage::{Census, Usage};
@@ -21,7 +22,10 @@ pub(super) fn run(args: &PsArgs, printer: &Printer) -> Result<u8, Failure> {
     let filter = Filter::of(&args.common)?;
     let live = select::live(&filter)?;
     let census = (!live.is_empty()).then(Census::take);
-    let usage = |run: &SeenRun| Some(census.as_ref()?.usage(run.record.as_ref().ok()?));
+    let usage = |run: &SeenRun| match run.state {
+        State::Orphaned => view::usage_of_orphan(run),
+        _ => Some(census.as_ref()?.usage(run.record.as_ref().ok()?)),
+    };
     let mut rows: Vec<(SeenRun, Option<Usage>)> = live
         .into_iter()
         .map(|run| {

@@ -42,6 +42,9 @@ fn code(run: &SeenRun) -> u8 {
 }
 
 fn usage(run: &SeenRun) -> Option<Usage> {
+    if run.state == State::Orphaned {
+        return view::usage_of_orphan(run);
+    }
     let record = run.record.as_ref().ok()?;
     record.end.is_none().then(|| Census::take().usage_with_fds(record))
 }

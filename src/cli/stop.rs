@@ -95,8 +95,16 @@ fn settle(run: &mut SeenRun, asked: Result<(), String>, grace: Option<Duration>)
     asked?;
     wait_until_released(run, None).map_err(|error| error.to_string())?;
     run.reread();
-    if run.record.as_ref().is_ok_and(|record| record.end.is_none()) {
-        recover_orphan(run, grace)?;
+    match &run.record {
+        Ok(record) if record.end.is_none() => recover_orphan(run, grace)?,
+        Err(_) => {
+            let root = Root::open().map_err(|error| error.to_string())?;
+            if recover::remove_broken(&root, run, grace) {
+                run.state = State::Finished;
+                return Ok(());
+            }
+        }
+        Ok(_) => {}
     }
     match run.record.as_ref().map(|record| record.end.as_ref()) {
         Ok(Some(end)) if end.verified => {
@@ -136,6 +144,7 @@ fn outcome(run: &SeenRun) -> String {
             format!("stopped {} ({} needed SIGKILL)", title(run), end.killed)
         }
         Some(end) if end.verified => format!("stopped {}", title(run)),
+        None if run.state == State::Finished => format!("removed {}, whose record could not be read", run.id),
         _ => format!("not stopped {}", title(run)),
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::lease::format_duration;
 use crate::registry::record::{Owner, Record, RecordError, State};
 use crate::registry::store::SeenRun;
+use crate::teardown::marks::Marks;
 use crate::usage::Usage;
 
 /// Returns the run as JSON: the record's fields, `state` as it is now, and `usage` and `idle_s`.
@@ -83,6 +84,12 @@ pub(super) fn ended(record: &Record) -> Option<String> {
     let end = record.end.as_ref()?;
     let verified = if end.verified { "" } else { ", something is left" };
     Some(format!("{}, code {}{verified}", end.reason.word(), end.code))
+}
+
+/// Returns what lives of a run that nobody stands above: found by its marks, as whoever ends it does.
+pub(super) fn usage_of_orphan(run: &SeenRun) -> Option<Usage> {
+    let marks = Marks::of(run.record.as_ref().ok()?, None)?;
+    Some(Usage::of(&marks.living()))
 }
 
 /// Returns the lines of `status`.

@@ -128,10 +128,7 @@ fn check(path: &Path, directory: &File) -> Result<(), RegistryError> {
         return Err(refuse(path, "it belongs to another user"));
     }
     if seen.mode() & 0o077 != 0 {
-        return Err(refuse(
-            path,
-            &format!("others can enter it (mode {:o}); chmod 700 it", seen.mode() & 0o777),
-        ));
+        return Err(refuse(path, &format!("it is open to others (mode {:o})", seen.mode() & 0o7777)));
     }
     Ok(())
 }
@@ -177,7 +174,7 @@ mod tests {
         symlink(&real, &link).unwrap();
         assert!(refusal(&link).contains("symbolic link"));
         fs::set_permissions(&real, fs::Permissions::from_mode(0o770)).unwrap();
-        assert!(refusal(&real).contains("chmod 700"));
+        assert!(refusal(&real).contains("open to others (mode 770)"));
         let file = place.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(refusal(&file).contains("not a directory"));

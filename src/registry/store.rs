@@ -117,8 +117,7 @@ impl LiveRun {
 
     /// Returns the tree lock, to ask who holds it.
     pub fn open_tree_lock(&self) -> io::Result<TreeLock> {
-        let file = files::open_shared_in(&self.root.directory, TREE_LOCKS)?;
-        Ok(TreeLock { file, offset: self.id().number() })
+        tree_lock_of(&self.root, self.id())
     }
 
     /// Opens the tree lock: whoever inherits the descriptor keeps it held.
@@ -203,6 +202,17 @@ impl LiveRun {
         // What cannot be removed now is an orphan without processes, which the next sweep removes.
         let _ = files::remove_tree_in(&self.root.runs, OsStr::new(self.record.id.as_str()));
     }
+}
+
+/// Removes the entry `id` with all that is in it.
+pub fn remove_entry(root: &Root, id: &RunId) -> io::Result<()> {
+    files::remove_tree_in(&root.runs, OsStr::new(id.as_str()))
+}
+
+/// Returns the tree lock of run `id`, to ask who holds it.
+pub fn tree_lock_of(root: &Root, id: &RunId) -> io::Result<TreeLock> {
+    let file = files::open_shared_in(&root.directory, TREE_LOCKS)?;
+    Ok(TreeLock { file, offset: id.number() })
 }
 
 /// A run's tree lock, as somebody else sees it.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::env as vars;
 use crate::registry::record::{Record, Survivor};
 use crate::registry::store::TreeLock;
+use crate::run::RunId;
 use crate::sys::cgroup::{self, Leaf};
 use crate::sys::clock::BootTime;
 use crate::sys::process::{self, Pid, Pidfd, Stat};
@@ -38,6 +39,12 @@ struct Marked {
 }
 
 impl Marks {
+    /// Returns the marks of a run whose record cannot be read: what its id alone tells.
+    pub fn of_id(id: &RunId, lock: Option<TreeLock>) -> Marks {
+        let variable = format!("{}={id}", vars::ID).into_bytes();
+        Marks { variable, rlimit: None, lock, leader: None, leaf: None }
+    }
+
     /// Returns the marks of `record`'s run; `None` if it ran before the last boot, when nothing can be left.
     pub fn of(record: &Record, lock: Option<TreeLock>) -> Option<Marks> {
         (record.boot_id == process::boot_id()).then(|| Marks {
@@ -105,6 +112,13 @@ impl Marks {
             line.split_whitespace().next()?.parse::<u64>().ok()
         };
         same_user && soft(limits()) == Some(mark)
+    }
+
+    /// Returns what lives of the run, for a report.
+    pub fn living(&self) -> Vec<Stat> {
+        let mut found = HashMap::new();
+        self.find(&mut found);
+        found.into_values().map(|marked| marked.stat).collect()
     }
 
     /// Ends all that bears the marks: politely, then not. Returns what is left, and how many needed SIGKILL.

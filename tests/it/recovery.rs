@@ -102,6 +102,29 @@ fn a_pid_namespace_leaves_nothing_to_recover() {
 }
 
 #[test]
+fn an_orphan_shows_what_lives_of_it() {
+    let place = Place::new();
+    orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
+    let id = place.the_record()["id"].as_str().unwrap().to_owned();
+    let run = place.run(&["status", &id, "--json"]).expect_code(1).json()["run"].clone();
+    assert_eq!(run["state"], "orphaned");
+    assert!(run["usage"]["pids"].as_u64().unwrap() >= 1, "{run}");
+    is_finished_by(&place, "stop", &["stop", &id]);
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_can_be_stopped() {
+    let place = Place::new();
+    orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
+    let entry = place.unfinished().remove(0);
+    std::fs::write(entry.join("record.jsonl"), "no record").unwrap();
+    let id = entry.file_name().unwrap().to_str().unwrap().to_owned();
+    let done = place.run(&["stop", &id, "-k", "200ms"]).expect_code(0);
+    assert!(done.stdout.contains("whose record could not be read"), "{done:?}");
+    place.expect_nothing_left();
+}
+
+#[test]
 fn a_stranger_without_a_mark_is_spared() {
     let place = Place::new();
     let mut stranger = place.command(&[""; 0]);

@@ -245,3 +245,23 @@ fn a_crash_is_told() {
     let done = place.run(&["sh", "-c", "kill -PIPE $$"]).expect_code(141);
     assert_eq!(done.stderr, "");
 }
+
+#[test]
+fn logs_are_lines_for_a_program() {
+    let place = Place::new();
+    let log = place.text("log");
+    place.run(&["--name", "job", "--log", &log, "sh", "-c", "echo one; printf two"]).expect_code(0);
+    let done = place.run(&["logs", "job", "--json"]).expect_code(0);
+    assert_eq!(done.stdout, "{\"version\":1,\"line\":\"one\"}\n{\"version\":1,\"line\":\"two\"}\n");
+    assert_eq!(place.run(&["logs", "job"]).expect_code(0).stdout, "one\ntwo");
+}
+
+#[test]
+fn nothing_is_stopped_if_one_is_unknown() {
+    let place = Place::new();
+    let running = place.start(&["--name", "web"], &["touch", &place.text("web"), "pause"], "web");
+    let done = place.run(&["stop", "web", "nope"]).expect_code(4);
+    assert!(done.stderr.contains("nothing was stopped"), "{done:?}");
+    place.run(&["stop", "web"]).expect_code(0);
+    running.wait().expect_code(143);
+}

@@ -198,7 +198,13 @@ impl Place {
     /// Waits until the record satisfies `condition`.
     #[track_caller]
     pub(crate) fn wait_for_record(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-        wait_until(what, || self.unfinished().len() == 1 && condition(&self.the_record()));
+        // One that is just being entered has no name and perhaps no record yet.
+        let is_entered = |entries: &[PathBuf]| {
+            let hidden =
+                |entry: &PathBuf| entry.file_name().unwrap().as_encoded_bytes().starts_with(b".new-");
+            entries.len() == 1 && !hidden(&entries[0])
+        };
+        wait_until(what, || is_entered(&self.unfinished()) && condition(&self.the_record()));
         self.the_record()
     }
 

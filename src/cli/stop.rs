@@ -18,6 +18,7 @@ use crate::registry::record::State;
 use crate::registry::root::Root;
 use crate::registry::store::{self, SeenRun};
 use crate::run::RunId;
+use crate::sys::signal::Signal;
 
 pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
     let grace = args.grace.as_deref().map(parse_duration).transpose();
@@ -78,9 +79,17 @@ fn request(run: &mut SeenRun, grace: Option<Duration>) -> Result<(), String> {
     match ask_until_released(run, &request) {
         Ok(_) => Ok(()),
         // It is ending already; the lock tells when it has.
-        Err(ControlError::NoAnswer(_)) if has_ended(run) => Ok(()),
+        Err(ControlError::NoAnswer(_)) if has_ended(run) || ask_by_signal(run) || !run.is_supervised() => {
+            Ok(())
+        }
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// A supervisor that could make no socket (no inode left) heeds a signal as well.
+fn ask_by_signal(run: &SeenRun) -> bool {
+    let supervisor = run.record.as_ref().ok().and_then(|record| record.supervisor.as_ref()?.pin());
+    supervisor.is_some_and(|supervisor| supervisor.send(Signal::TERM).is_ok())
 }
 
 fn has_ended(run: &SeenRun) -> bool {

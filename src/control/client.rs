@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::{Answer, LONGEST_LINE, Request, decode, encode};
+use crate::registry::record::State;
 use crate::registry::store::{SOCKET, SeenRun};
 use crate::sys::{net, process, waits};
 
@@ -55,7 +56,7 @@ pub fn ask_until_released(run: &mut SeenRun, request: &Request) -> Result<bool, 
     let begun = Instant::now();
     while run.is_supervised() {
         match ask(&run.directory, request.clone()) {
-            Err(ControlError::NoAnswer(_)) if begun.elapsed() < PATIENCE => {
+            Err(ControlError::NoAnswer(error)) if begun.elapsed() < PATIENCE && !has_none(run, &error) => {
                 run.reread();
                 wait_for_a_death(run, Some(AGAIN))?;
             }
@@ -63,6 +64,12 @@ pub fn ask_until_released(run: &mut SeenRun, request: &Request) -> Result<bool, 
         }
     }
     Ok(false)
+}
+
+/// True if `run` goes on without a socket: it is made before the record says that the command runs.
+fn has_none(run: &SeenRun, error: &io::Error) -> bool {
+    let runs = run.record.as_ref().is_ok_and(|record| record.state == State::Running);
+    runs && error.kind() == io::ErrorKind::NotFound
 }
 
 /// Blocks until nobody supervises `run` any more, at most for `timeout`; returns whether that is so.

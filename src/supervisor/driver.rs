@@ -5,6 +5,7 @@
 //! loop sleeps until something happens or the lease ends.
 
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use serde_json::json;
@@ -108,14 +109,18 @@ impl Driver {
         }
     }
 
-    async fn watch(&mut self, control: std::os::unix::net::UnixListener) -> io::Result<()> {
+    async fn watch(&mut self, control: Option<UnixListener>) -> io::Result<()> {
         let queue = SignalQueue::open(&[Signal::CHLD, Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT])?;
         let timer = Timer::new()?;
         let (signals, ticks) = (Readiness::of(&queue)?, Readiness::of(&timer)?);
         let guard = Readiness::of(&self.link.0)?;
         let owner = self.owner.as_ref().map(Readiness::of).transpose()?;
         let (asked, mut requests) = mpsc::channel(8);
-        tokio::spawn(requests::serve(tokio::net::UnixListener::from_std(control)?, asked));
+        // Held here too, so that the channel stays open where nobody serves.
+        let _asked = asked.clone();
+        if let Some(control) = control {
+            tokio::spawn(requests::serve(tokio::net::UnixListener::from_std(control)?, asked));
+        }
         // What happened before the queue was open.
         self.look_at_children();
         while self.machine.verdict().is_none() {

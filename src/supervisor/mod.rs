@@ -94,7 +94,7 @@ const DESCRIPTORS_AFTERWARDS: usize = 10;
 /// The started command, and what was set up for it.
 struct Supervised {
     leader: Pid,
-    control: UnixListener,
+    control: Option<UnixListener>,
     relay: Option<relay::Relay>,
     lease: Option<Lease>,
     namespace: Option<(Pid, Lifeline)>,
@@ -120,8 +120,6 @@ impl Supervised {
             namespace::gain_rights().map_err(LaunchFailure::own("cannot make a user namespace"))?;
         }
         run.record.supervisor = ProcessRef::of_own(process::own_pid());
-        let control = net::listen_in(run.directory(), SOCKET)
-            .map_err(LaunchFailure::own("cannot make the control socket"))?;
         fault::step();
         let relay = log.take().map(|log| relay::start(&log)).transpose();
         let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
@@ -153,6 +151,9 @@ impl Supervised {
         let _ = spawn::let_go_of(&[0, 1, 2]);
         inherit::close_callers_others();
         fault::step();
+        // Made while the command is on its way: it is the dearest part of a launch. Without it (no inode left) the
+        // run can be ended by a signal all the same, which is what `stop` does then.
+        let control = net::listen_in(run.directory(), SOCKET).ok();
         run.record.leader = ProcessRef::of_own(leader);
         run.record.state = State::Running;
         run.record.set_deadline(lease.map(|lease| lease.deadline()), spec.ttl);

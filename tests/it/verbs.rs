@@ -265,3 +265,15 @@ fn nothing_is_stopped_if_one_is_unknown() {
     place.run(&["stop", "web"]).expect_code(0);
     running.wait().expect_code(143);
 }
+
+#[test]
+fn a_run_without_a_socket_can_be_stopped() {
+    let place = Place::new();
+    let running = place.start(&["--name", "web"], &["touch", &place.text("web"), "pause"], "web");
+    let entry = place.wait_for_record("it runs", |record| record["state"] == "running")["id"].clone();
+    std::fs::remove_file(place.state().join("runs").join(entry.as_str().unwrap()).join("control.sock"))
+        .unwrap();
+    place.run(&["stop", "web"]).expect_code(0);
+    running.wait().expect_code(143);
+    place.expect_nothing_left();
+}

@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use crate::harness::{Done, Place, Running, misbehave, wait_until};
+use crate::harness::{Done, Place, Running, agent_run, misbehave, skipped, wait_until};
 
 /// A run whose leader leaves a daemon behind that must be killed.
 const SCRIPT: &str = "daemon ignore TERM touch ../up pause end await ../up exit 3";
@@ -81,4 +82,32 @@ fn the_guard_may_die_at_every_step() {
 #[test]
 fn the_supervisor_may_die_at_every_step() {
     every_step_of("supervisor");
+}
+
+#[test]
+fn a_fork_that_fails_leaves_nothing() {
+    if agent_run::sys::process::own_uid() == 0 {
+        return skipped("nothing keeps root from forking");
+    }
+    let mut refused = 0;
+    for limit in 1..8 {
+        let place = Place::new();
+        // In a user namespace of its own the limit counts what is in there alone.
+        let script = format!("ulimit -u {limit}; exec {} -q -- {} exit 4", agent_run(), misbehave());
+        let mut command = Command::new("unshare");
+        place.furnish(&mut command);
+        command.args(["--user", "--map-current-user", "bash", "-c", &script]);
+        let done = Running::spawn(command).wait();
+        if done.stderr.contains("unshare:") {
+            return skipped(&done.stderr);
+        }
+        if done.code == Some(125) {
+            refused += 1;
+            assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
+        } else {
+            assert_eq!(done.code, Some(4), "{done:?}");
+        }
+        place.expect_nothing_left();
+    }
+    assert!(refused > 0, "no fork was refused");
 }

@@ -278,12 +278,17 @@ impl Record {
         struct Head {
             version: u32,
         }
-        let head: Head =
-            serde_json::from_slice(text).map_err(|error| RecordError::Broken(error.to_string()))?;
-        if head.version > VERSION {
-            return Err(RecordError::Newer(head.version));
+        // Most are ours, so the version is looked at alone only if the whole is not understood.
+        let read: Result<Record, _> = serde_json::from_slice(text);
+        let head = || serde_json::from_slice(text).ok().map(|head: Head| head.version);
+        match read {
+            Ok(record) if record.version <= VERSION => Ok(record),
+            Ok(record) => Err(RecordError::Newer(record.version)),
+            Err(_) if head().is_some_and(|version| version > VERSION) => {
+                Err(RecordError::Newer(head().unwrap_or_default()))
+            }
+            Err(error) => Err(RecordError::Broken(error.to_string())),
         }
-        serde_json::from_slice(text).map_err(|error| RecordError::Broken(error.to_string()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the runs use now, from one look at /proc.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 
 use serde::Serialize;
@@ -34,6 +34,10 @@ impl Usage {
     }
 }
 
+fn keepers(record: &Record) -> impl Iterator<Item = Pid> {
+    [&record.guard, &record.supervisor].into_iter().flatten().map(|keeper| keeper.pid)
+}
+
 /// All processes by parent, at one moment.
 #[derive(Debug)]
 pub struct Census {
@@ -41,10 +45,13 @@ pub struct Census {
 }
 
 impl Census {
-    /// Looks at every process.
-    pub fn take() -> Census {
+    /// Looks at every process but the guards and supervisors of `runs`, which must be supervised: they are not
+    /// counted, and with many runs most of what there is.
+    pub fn take<'a>(runs: impl IntoIterator<Item = &'a Record>) -> Census {
+        let keepers: HashSet<Pid> = runs.into_iter().flat_map(keepers).collect();
         let mut children: HashMap<Pid, Vec<Stat>> = HashMap::new();
-        for stat in tree::all_processes().filter_map(Stat::read) {
+        let others = tree::all_processes().filter(|pid| !keepers.contains(pid));
+        for stat in others.filter_map(Stat::read) {
             children.entry(stat.parent).or_default().push(stat);
         }
         Census { children }
@@ -52,8 +59,7 @@ impl Census {
 
     /// Returns the living processes of `record`'s run.
     pub fn members(&self, record: &Record) -> Vec<&Stat> {
-        let keepers: Vec<Pid> =
-            [&record.guard, &record.supervisor].into_iter().flatten().map(|keeper| keeper.pid).collect();
+        let keepers: Vec<Pid> = keepers(record).collect();
         let mut found = Vec::new();
         let mut waiting = keepers.clone();
         while let Some(parent) = waiting.pop() {

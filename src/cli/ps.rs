@@ -21,7 +21,9 @@ const LONGEST_NAME: usize = 20;
 pub(super) fn run(args: &PsArgs, printer: &Printer) -> Result<u8, Failure> {
     let filter = Filter::of(&args.common)?;
     let live = select::live(&filter)?;
-    let census = (!live.is_empty()).then(Census::take);
+    let supervised = || live.iter().filter(|run| run.state != State::Orphaned);
+    let census =
+        (!live.is_empty()).then(|| Census::take(supervised().filter_map(|run| run.record.as_ref().ok())));
     let usage = |run: &SeenRun| match run.state {
         State::Orphaned => view::usage_of_orphan(run),
         _ => Some(census.as_ref()?.usage(run.record.as_ref().ok()?)),

@@ -46,7 +46,7 @@ fn usage(run: &SeenRun) -> Option<Usage> {
         return view::usage_of_orphan(run);
     }
     let record = run.record.as_ref().ok()?;
-    record.end.is_none().then(|| Census::take().usage_with_fds(record))
+    record.end.is_none().then(|| Census::take([record]).usage_with_fds(record))
 }
 
 /// Asks the supervisor how long nothing has happened; one that does not answer leaves it unknown.

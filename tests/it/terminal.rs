@@ -134,7 +134,7 @@ fn ctrl_c_ends_a_server_and_the_list_that_it_is_in() {
 #[test]
 fn ctrl_c_during_a_teardown_kills_at_once() {
     in_both_shells(|place, pty| {
-        pty.line("$RUN -k 1h $HELPER child ignore INT,TERM pause end touch ../ready pause");
+        pty.line("$RUN -k 1h $HELPER child ignore INT,TERM touch ../deaf pause end await ../deaf touch ../ready pause");
         place.wait_for_file("ready");
         pty.send(CTRL_C);
         place.wait_for_record("the teardown has begun", |record| record["state"] == "stopping");

@@ -176,6 +176,8 @@ fn the_supervisors_death_ends_the_run_with_grace() {
         "child",
         "ignore",
         "TERM",
+        "touch",
+        &place.text("deaf"),
         "pause",
         "end",
         "touch",
@@ -184,6 +186,7 @@ fn the_supervisors_death_ends_the_run_with_grace() {
     ];
     let running = place.start(&["-k", "300ms"], &words, "ready");
     place.wait_for_file("daemon");
+    place.wait_for_file("deaf");
     let record =
         place.wait_for_record("the supervisor is known", |record| record["supervisor"]["pid"].is_i64());
     let supervisor =

@@ -260,6 +260,8 @@ impl Driver {
         }
         let refused = self.meter.as_ref().and_then(|meter| meter.refused_by_kernel(self.tree.leaf()));
         if let Some(excess) = refused.filter(|_| self.machine.is_running()) {
+            // The kernel may have killed all of the tree, and then the run is over with this.
+            self.machine.note_leader(ended);
             self.exceed(excess);
         }
         self.take_in(Event::LeaderEnded(ended));

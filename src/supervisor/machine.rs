@@ -212,6 +212,11 @@ impl Machine {
         }
     }
 
+    /// Notes how the leader ended before an event that may end the run at once.
+    pub fn note_leader(&mut self, ended: Ended) {
+        self.leader = Some(ended);
+    }
+
     /// Takes `event` in at `now`, and returns what is to be done, in this order.
     pub fn step(&mut self, event: Event, now: BootTime) -> Vec<Action> {
         match event {

@@ -17,7 +17,7 @@ use crate::limits::{Bound, Limits};
 use crate::registry::RegistryError;
 use crate::registry::record::{End, Record, RecordError};
 use crate::registry::root::Root;
-use crate::registry::store::{self, SeenRun};
+use crate::registry::seen::{self, SeenRun};
 use crate::run::{Isolation, OwnerChoice, RunId, RunSpec, Verbosity};
 use crate::sys::spawn;
 
@@ -126,7 +126,7 @@ impl Run {
     }
 
     fn seen(&self) -> Result<SeenRun, ClientError> {
-        Ok(store::find(&Root::open()?, self.id.as_str())?)
+        Ok(seen::find(&Root::open()?, self.id.as_str())?)
     }
 }
 

@@ -7,7 +7,8 @@ use crate::ending::{Events, Outcome, conclude};
 use crate::exit::{Ending, OWN_FAILURE, Reason};
 use crate::registry::record::{End, RecordError, State};
 use crate::registry::root::Root;
-use crate::registry::store::{self, LiveRun, SeenRun};
+use crate::registry::seen::{self, SeenRun};
+use crate::registry::store::{self, LiveRun};
 use crate::run::{DEFAULT_GRACE, RunSpec, Verbosity};
 use crate::rundir;
 use crate::sys::signal::Signal;
@@ -82,7 +83,7 @@ pub fn recover_all_now_and_then(root: &Root) {
         return;
     }
     store::remove_unfinished_entries(root);
-    let mut orphans = store::runs(root);
+    let mut orphans = seen::runs(root);
     orphans.retain(|run| run.state == State::Orphaned && run.record.is_ok());
     if !orphans.is_empty() {
         // If the fork fails, the next launch tries.

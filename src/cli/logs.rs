@@ -12,7 +12,7 @@ use super::select;
 use crate::exit;
 use crate::failure::Failure;
 use crate::registry::record::State;
-use crate::registry::store::SeenRun;
+use crate::registry::seen::SeenRun;
 use crate::sys::process::Pidfd;
 use crate::sys::{files, waits};
 

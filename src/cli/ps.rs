@@ -11,7 +11,8 @@ use super::{root, table, view};
 use crate::failure::Failure;
 use crate::limits::format_size;
 use crate::registry::record::State;
-use crate::registry::store::{self, SeenRun};
+use crate::registry::seen::{self, SeenRun};
+use crate::registry::store;
 use crate::sys::tty;
 use crate::usage::{Census, Usage};
 
@@ -39,7 +40,7 @@ pub(super) fn run(args: &PsArgs, printer: &Printer) -> Result<u8, Failure> {
         && let Some(root) = root()?
     {
         store::prune_ended(&root);
-        rows.extend(store::ended(&root).into_iter().filter(|run| filter.fits(run)).map(|run| (run, None)));
+        rows.extend(seen::ended(&root).into_iter().filter(|run| filter.fits(run)).map(|run| (run, None)));
     }
     if printer.is_json() {
         let runs: Vec<Value> = rows.iter().map(|(run, usage)| view::json(run, *usage, None)).collect();

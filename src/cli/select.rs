@@ -4,7 +4,7 @@ use super::args::Common;
 use super::run::parse_label;
 use super::{root, root_for};
 use crate::failure::Failure;
-use crate::registry::store::{self, SeenRun};
+use crate::registry::seen::{self, SeenRun};
 
 /// Labels that a run must have, all of them.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(super) fn runs(selector: Option<&str>, common: &Common) -> Result<Vec<SeenRu
     let filter = Filter::of(common)?;
     match selector {
         Some(selector) => {
-            let run = store::find(&root_for(selector)?, selector)?;
+            let run = seen::find(&root_for(selector)?, selector)?;
             if !filter.fits(&run) {
                 return Err(Failure::usage(format!("run {} has other labels", run.id), "leave --label out"));
             }
@@ -45,6 +45,6 @@ pub(super) fn runs(selector: Option<&str>, common: &Common) -> Result<Vec<SeenRu
 
 /// Returns the live runs with the labels.
 pub(super) fn live(filter: &Filter) -> Result<Vec<SeenRun>, Failure> {
-    let runs = root()?.map(|root| store::runs(&root)).unwrap_or_default();
+    let runs = root()?.map(|root| seen::runs(&root)).unwrap_or_default();
     Ok(runs.into_iter().filter(|run| filter.fits(run)).collect())
 }

@@ -10,7 +10,7 @@ use crate::control::{Answer, Request};
 use crate::exit;
 use crate::failure::Failure;
 use crate::registry::record::State;
-use crate::registry::store::SeenRun;
+use crate::registry::seen::SeenRun;
 use crate::usage::{Census, Usage};
 
 pub(super) fn run(args: &StatusArgs, printer: &Printer) -> Result<u8, Failure> {

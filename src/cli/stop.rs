@@ -16,7 +16,7 @@ use crate::lease::parse_duration;
 use crate::recover;
 use crate::registry::record::State;
 use crate::registry::root::Root;
-use crate::registry::store::{self, SeenRun};
+use crate::registry::seen::{self, SeenRun};
 use crate::run::RunId;
 use crate::sys::signal::Signal;
 
@@ -54,7 +54,7 @@ fn selected(args: &StopArgs) -> Result<Vec<SeenRun>, Failure> {
         let root = root_for(&args.runs[0])?;
         let mut found: Vec<SeenRun> = Vec::new();
         for selector in &args.runs {
-            let run = store::find(&root, selector).map_err(|error| {
+            let run = seen::find(&root, selector).map_err(|error| {
                 let failure = Failure::from(error);
                 let hint = failure.hint.as_deref().unwrap_or("check the name");
                 Failure { hint: Some(format!("nothing was stopped; {hint}")), ..failure }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::lease::format_duration;
 use crate::registry::record::{Owner, Record, RecordError, State};
-use crate::registry::store::SeenRun;
+use crate::registry::seen::SeenRun;
 use crate::teardown::marks::Marks;
 use crate::usage::Usage;
 

@@ -12,7 +12,7 @@ use crate::exit;
 use crate::failure::Failure;
 use crate::lease::parse_limit;
 use crate::registry::record::State;
-use crate::registry::store::SeenRun;
+use crate::registry::seen::SeenRun;
 
 pub(super) fn run(args: &WaitArgs, printer: &Printer) -> Result<u8, Failure> {
     let timeout = args.timeout.as_deref().map(parse_limit).transpose();

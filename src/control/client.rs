@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::{Answer, LONGEST_LINE, Request, decode, encode};
 use crate::registry::record::State;
-use crate::registry::store::{SOCKET, SeenRun};
+use crate::registry::seen::SeenRun;
+use crate::registry::store::SOCKET;
 use crate::sys::{net, process, waits};
 
 /// How long a supervisor may take to answer: it only has to read a line.

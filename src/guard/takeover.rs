@@ -10,7 +10,7 @@ use super::{Guard, Keeper, Seen, say};
 use crate::ending::{Outcome, conclude};
 use crate::exit::{self, Ending, Facts, Reason};
 use crate::registry::record::{End, State};
-use crate::registry::store;
+use crate::registry::seen;
 use crate::sys::children;
 use crate::sys::clock::{BootTime, Timer};
 use crate::sys::signal::{Signal, SignalQueue};
@@ -60,7 +60,7 @@ impl Guard {
     fn end_tree(&mut self, tree: &mut ProcessTree, queue: &SignalQueue, timer: &Timer) -> bool {
         let signal = self.spec.signal;
         let mut progress = Progress::begin(self.spec.grace, BootTime::now());
-        tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
+        tree.set_nested(seen::guards_within(self.run.root(), self.run.id()));
         let pause = look_after(self.spec.grace);
         let (mut ask_at, mut first) = (Some(BootTime::now()), true);
         // What ended before we took over has been told already, and is not told again.

@@ -11,8 +11,10 @@
 //! - The tree lock is a byte of `tree.locks` that the command inherits locked: held, something of the run
 //!   still lives.
 
+mod entry;
 pub mod record;
 pub mod root;
+pub mod seen;
 pub mod store;
 
 use std::io;

@@ -1,22 +1,20 @@
-//! Runs in the registry: made, found, changed, finished.
+//! Runs in the registry: made, changed, finished, removed.
 
-use std::cmp::Reverse;
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::RegistryError;
-use super::record::{Record, RecordError, State};
+use super::entry::{RECORD, read_record, to_line, write_record};
+use super::record::{Record, State};
 use super::root::Root;
+use super::seen::{ids, runs};
 use crate::run::{RunId, RunSpec};
 use crate::sys::process::Pid;
 use crate::sys::{fault, files};
 
-const RECORD: &str = "record.jsonl";
-/// A record file is written anew when it is longer, in bytes: a run may be renewed for weeks.
-const LONG_RECORD: u64 = 64 * 1024;
 /// The control socket's name in a run's directory.
 pub const SOCKET: &str = "control.sock";
 /// The managed directory's name in a run's directory.
@@ -262,55 +260,6 @@ fn enter(root: &Root, hidden: &str, mut record: Record) -> io::Result<(Record, F
     }
 }
 
-fn to_line(record: &Record) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(record)?;
-    line.push(b'\n');
-    Ok(line)
-}
-
-/// Adds the entry as a line; the last whole line counts. Neither a reader nor a crash meets half of an
-/// entry, and it costs no new file.
-fn write_record(directory: &File, record: &Record) -> io::Result<()> {
-    let mut file = files::append_file_in(directory, RECORD)?;
-    if file.metadata()?.len() > LONG_RECORD {
-        const NEW: &str = "record.jsonl.new";
-        files::create_file_in(directory, NEW)?.write_all(&to_line(record)?)?;
-        return files::rename_between(directory, OsStr::new(NEW), directory, OsStr::new(RECORD));
-    }
-    if let Err(error) = file.write_all(&to_line(record)?) {
-        // A full disk may have taken half a line: what is written next must not continue it.
-        let _ = file.write_all(b"\n");
-        return Err(error);
-    }
-    Ok(())
-}
-
-fn read_record(directory: &File) -> Result<Record, RecordError> {
-    let broken = |error: io::Error| RecordError::Broken(error.to_string());
-    let mut file = files::open_file_in(directory, RECORD).map_err(broken)?;
-    // Most are read by one call, which counts when hundreds are listed.
-    let mut text = vec![0; 8 * 1024];
-    let length = file.read(&mut text).map_err(broken)?;
-    text.truncate(length);
-    if length == 8 * 1024 {
-        file.read_to_end(&mut text).map_err(broken)?;
-    }
-    last_record(&text)
-}
-
-/// Reads the last line that is an entry. If there is none, what is wrong with the last one is told.
-fn last_record(text: &[u8]) -> Result<Record, RecordError> {
-    let mut wrong = None;
-    for line in text.split(|byte| *byte == b'\n').rev().filter(|line| !line.is_empty()) {
-        match Record::parse(line) {
-            Ok(record) => return Ok(record),
-            Err(error @ RecordError::Newer(_)) => return Err(error),
-            Err(error) => wrong = wrong.or(Some(error)),
-        }
-    }
-    Err(wrong.unwrap_or_else(|| RecordError::Broken("it is empty".to_owned())))
-}
-
 /// Refuses a name that a live run has. The file that is returned keeps others out while it lives.
 fn reserve_name(root: &Root, name: &str) -> Result<File, RegistryError> {
     let failed = |source| RegistryError::Io { what: "lock the names", path: root.path.clone(), source };
@@ -321,82 +270,6 @@ fn reserve_name(root: &Root, name: &str) -> Result<File, RegistryError> {
         Some(run) => Err(RegistryError::NameTaken { name: name.to_owned(), holder: run.id }),
         None => Ok(lock),
     }
-}
-
-/// A run as somebody else sees it.
-#[derive(Debug)]
-pub struct SeenRun {
-    /// The run.
-    pub id: RunId,
-    /// Where it stands: [`State::Orphaned`] if nobody holds its lock.
-    pub state: State,
-    /// Its entry.
-    pub record: Result<Record, RecordError>,
-    /// Its directory.
-    pub directory: File,
-}
-
-impl SeenRun {
-    fn name(&self) -> Option<&str> {
-        self.record.as_ref().ok()?.name.as_deref()
-    }
-
-    /// Returns whether guard or supervisor live.
-    pub fn is_supervised(&self) -> bool {
-        is_locked(&self.directory)
-    }
-
-    /// Reads its entry again: it may have moved on.
-    pub fn reread(&mut self) {
-        self.record = read_record(&self.directory);
-    }
-}
-
-fn is_locked(directory: &File) -> bool {
-    // The shared lock goes when this descriptor's last copy does, or at once here.
-    match directory.try_lock_shared() {
-        Ok(()) => directory.unlock().is_err(),
-        Err(TryLockError::WouldBlock) => true,
-        // Whoever cannot ask must not take it for free.
-        Err(TryLockError::Error(_)) => true,
-    }
-}
-
-/// Returns the unfinished runs, oldest first.
-pub fn runs(root: &Root) -> Vec<SeenRun> {
-    let mut found: Vec<SeenRun> = ids(&root.path.join("runs"))
-        .into_iter()
-        .filter_map(|id| {
-            let directory = files::open_directory_in(&root.runs, OsStr::new(id.as_str())).ok()?;
-            // The lock first: a record that is read after it was seen free is the last one.
-            let locked = is_locked(&directory);
-            let record = read_record(&directory);
-            let state = match &record {
-                Ok(record) if locked => record.state,
-                Err(_) if locked => State::Running,
-                _ => State::Orphaned,
-            };
-            // It may have finished while we looked: then it is found among the finished. One that is finished
-            // and still here lost its supervisor just before it was moved.
-            let over = record.as_ref().map_or(true, |record| record.state == State::Finished);
-            let gone = over && files::open_directory_in(&root.runs, OsStr::new(id.as_str())).is_err();
-            (!gone && state != State::Finished).then_some(SeenRun { id, state, record, directory })
-        })
-        .collect();
-    found.sort_by_key(|run| run.record.as_ref().ok().map(|record| record.started_at));
-    found
-}
-
-/// Returns the guards of the live runs within the run `outer`.
-pub fn guards_within(root: &Root, outer: &RunId) -> Vec<Pid> {
-    let records = runs(root).into_iter().filter_map(|run| run.record.ok());
-    let within = records.filter(|record| record.parents.contains(outer));
-    // A number that belongs to somebody else by now would hide what is below it.
-    within
-        .filter_map(|record| record.guard)
-        .filter(|guard| guard.pin().is_some())
-        .map(|guard| guard.pid)
-        .collect()
 }
 
 /// Removes what was being entered when its launcher was killed: it has no id yet and nobody has it locked.
@@ -413,59 +286,6 @@ pub fn remove_unfinished_entries(root: &Root) {
             let _ = files::remove_tree_in(&root.runs, &name);
         }
     }
-}
-
-/// Returns the finished runs, the one that ended last first.
-pub fn ended(root: &Root) -> Vec<SeenRun> {
-    let mut found: Vec<SeenRun> = ids(&root.path.join("ended"))
-        .into_iter()
-        .filter_map(|id| {
-            let directory = files::open_directory_in(&root.ended, OsStr::new(id.as_str())).ok()?;
-            let record = read_record(&directory);
-            Some(SeenRun { id, state: State::Finished, record, directory })
-        })
-        .collect();
-    let ended_at = |run: &SeenRun| Some(run.record.as_ref().ok()?.end.as_ref()?.at);
-    found.sort_by_key(|run| Reverse(ended_at(run)));
-    found
-}
-
-/// Finds the run that `selector` means: an id, a unique beginning of one, or a name. Unfinished runs
-/// go before finished ones; of finished ones with the same name the last is meant.
-pub fn find(root: &Root, selector: &str) -> Result<SeenRun, RegistryError> {
-    if let Some(run) = pick(runs(root), selector)? {
-        return Ok(run);
-    }
-    let mut finished = ended(root);
-    if let Some(index) = finished.iter().position(|run| run.name() == Some(selector)) {
-        return Ok(finished.swap_remove(index));
-    }
-    pick(finished, selector)?.ok_or_else(|| RegistryError::Unknown(selector.to_owned()))
-}
-
-fn pick(runs: Vec<SeenRun>, selector: &str) -> Result<Option<SeenRun>, RegistryError> {
-    let exact = |run: &SeenRun| run.name() == Some(selector) || run.id.as_str() == selector;
-    let begins = |run: &SeenRun| !selector.is_empty() && run.id.as_str().starts_with(selector);
-    let (mut exact, rest): (Vec<_>, Vec<_>) = runs.into_iter().partition(exact);
-    let mut fitting: Vec<_> =
-        if exact.is_empty() { rest.into_iter().filter(begins).collect() } else { vec![exact.remove(0)] };
-    if fitting.len() > 1 {
-        let candidates = fitting
-            .iter()
-            .map(|run| match run.name() {
-                Some(name) => format!("{} ({name})", run.id),
-                None => run.id.to_string(),
-            })
-            .collect();
-        return Err(RegistryError::Ambiguous { selector: selector.to_owned(), candidates });
-    }
-    Ok(fitting.pop())
-}
-
-/// Returns the names in `directory` that have the form of an id: nothing else there is ours.
-fn ids(directory: &Path) -> Vec<RunId> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries.filter_map(|entry| RunId::parse(entry.file_name().to_str()?)).collect()
 }
 
 /// Cheap, since it is asked after each run: most file systems count a directory's subdirectories as
@@ -496,6 +316,8 @@ pub fn prune_ended(root: &Root) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::entry::LONG_RECORD;
+    use super::super::seen::{ended, find};
     use super::*;
 
     fn place() -> (tempfile::TempDir, impl Fn() -> Root) {

@@ -1,0 +1,143 @@
+//! Runs in the registry as somebody else sees them: looked at, found, never changed.
+
+use std::cmp::Reverse;
+use std::ffi::OsStr;
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+
+use super::RegistryError;
+use super::entry::read_record;
+use super::record::{Record, RecordError, State};
+use super::root::Root;
+use crate::run::RunId;
+use crate::sys::files;
+use crate::sys::process::Pid;
+
+/// A run as somebody else sees it.
+#[derive(Debug)]
+pub struct SeenRun {
+    /// The run.
+    pub id: RunId,
+    /// Where it stands: [`State::Orphaned`] if nobody holds its lock.
+    pub state: State,
+    /// Its entry.
+    pub record: Result<Record, RecordError>,
+    /// Its directory.
+    pub directory: File,
+}
+
+impl SeenRun {
+    pub(super) fn name(&self) -> Option<&str> {
+        self.record.as_ref().ok()?.name.as_deref()
+    }
+
+    /// Returns whether guard or supervisor live.
+    pub fn is_supervised(&self) -> bool {
+        is_locked(&self.directory)
+    }
+
+    /// Reads its entry again: it may have moved on.
+    pub fn reread(&mut self) {
+        self.record = read_record(&self.directory);
+    }
+}
+
+fn is_locked(directory: &File) -> bool {
+    // The shared lock goes when this descriptor's last copy does, or at once here.
+    match directory.try_lock_shared() {
+        Ok(()) => directory.unlock().is_err(),
+        Err(TryLockError::WouldBlock) => true,
+        // Whoever cannot ask must not take it for free.
+        Err(TryLockError::Error(_)) => true,
+    }
+}
+
+/// Returns the unfinished runs, oldest first.
+pub fn runs(root: &Root) -> Vec<SeenRun> {
+    let mut found: Vec<SeenRun> = ids(&root.path.join("runs"))
+        .into_iter()
+        .filter_map(|id| {
+            let directory = files::open_directory_in(&root.runs, OsStr::new(id.as_str())).ok()?;
+            // The lock first: a record that is read after it was seen free is the last one.
+            let locked = is_locked(&directory);
+            let record = read_record(&directory);
+            let state = match &record {
+                Ok(record) if locked => record.state,
+                Err(_) if locked => State::Running,
+                _ => State::Orphaned,
+            };
+            // It may have finished while we looked: then it is found among the finished. One that is finished
+            // and still here lost its supervisor just before it was moved.
+            let over = record.as_ref().map_or(true, |record| record.state == State::Finished);
+            let gone = over && files::open_directory_in(&root.runs, OsStr::new(id.as_str())).is_err();
+            (!gone && state != State::Finished).then_some(SeenRun { id, state, record, directory })
+        })
+        .collect();
+    found.sort_by_key(|run| run.record.as_ref().ok().map(|record| record.started_at));
+    found
+}
+
+/// Returns the guards of the live runs within the run `outer`.
+pub fn guards_within(root: &Root, outer: &RunId) -> Vec<Pid> {
+    let records = runs(root).into_iter().filter_map(|run| run.record.ok());
+    let within = records.filter(|record| record.parents.contains(outer));
+    // A number that belongs to somebody else by now would hide what is below it.
+    within
+        .filter_map(|record| record.guard)
+        .filter(|guard| guard.pin().is_some())
+        .map(|guard| guard.pid)
+        .collect()
+}
+
+/// Returns the finished runs, the one that ended last first.
+pub fn ended(root: &Root) -> Vec<SeenRun> {
+    let mut found: Vec<SeenRun> = ids(&root.path.join("ended"))
+        .into_iter()
+        .filter_map(|id| {
+            let directory = files::open_directory_in(&root.ended, OsStr::new(id.as_str())).ok()?;
+            let record = read_record(&directory);
+            Some(SeenRun { id, state: State::Finished, record, directory })
+        })
+        .collect();
+    let ended_at = |run: &SeenRun| Some(run.record.as_ref().ok()?.end.as_ref()?.at);
+    found.sort_by_key(|run| Reverse(ended_at(run)));
+    found
+}
+
+/// Finds the run that `selector` means: an id, a unique beginning of one, or a name. Unfinished runs
+/// go before finished ones; of finished ones with the same name the last is meant.
+pub fn find(root: &Root, selector: &str) -> Result<SeenRun, RegistryError> {
+    if let Some(run) = pick(runs(root), selector)? {
+        return Ok(run);
+    }
+    let mut finished = ended(root);
+    if let Some(index) = finished.iter().position(|run| run.name() == Some(selector)) {
+        return Ok(finished.swap_remove(index));
+    }
+    pick(finished, selector)?.ok_or_else(|| RegistryError::Unknown(selector.to_owned()))
+}
+
+fn pick(runs: Vec<SeenRun>, selector: &str) -> Result<Option<SeenRun>, RegistryError> {
+    let exact = |run: &SeenRun| run.name() == Some(selector) || run.id.as_str() == selector;
+    let begins = |run: &SeenRun| !selector.is_empty() && run.id.as_str().starts_with(selector);
+    let (mut exact, rest): (Vec<_>, Vec<_>) = runs.into_iter().partition(exact);
+    let mut fitting: Vec<_> =
+        if exact.is_empty() { rest.into_iter().filter(begins).collect() } else { vec![exact.remove(0)] };
+    if fitting.len() > 1 {
+        let candidates = fitting
+            .iter()
+            .map(|run| match run.name() {
+                Some(name) => format!("{} ({name})", run.id),
+                None => run.id.to_string(),
+            })
+            .collect();
+        return Err(RegistryError::Ambiguous { selector: selector.to_owned(), candidates });
+    }
+    Ok(fitting.pop())
+}
+
+/// Returns the names in `directory` that have the form of an id: nothing else there is ours.
+pub(super) fn ids(directory: &Path) -> Vec<RunId> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| RunId::parse(entry.file_name().to_str()?)).collect()
+}

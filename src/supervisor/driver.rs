@@ -22,7 +22,8 @@ use crate::ending::{Events, Outcome, conclude};
 use crate::exit::Reason;
 use crate::lease;
 use crate::registry::record::{Exceeded, State};
-use crate::registry::store::{self, LiveRun};
+use crate::registry::seen;
+use crate::registry::store::LiveRun;
 use crate::run::RunSpec;
 use crate::sys::children::{self, Change, Ended};
 use crate::sys::clock::{BootTime, Timer};
@@ -88,7 +89,12 @@ impl Driver {
         let (init, lifeline) = namespace.unzip();
         let tree = ProcessTree::new(
             Some(leader),
-            Bounds { leaf: cell.map(|cell| cell.leaf), freezes: meter.is_some(), lifeline, init },
+            Bounds {
+                leaf: cell.map(|cell| cell.leaf),
+                freezes: spec.limits.cpu_percent.is_some(),
+                lifeline,
+                init,
+            },
         );
         Driver {
             spec,
@@ -212,7 +218,7 @@ impl Driver {
         fault::step();
         self.link.send(&ToGuard::Ending { within: grace + KILL_FOR });
         fault::step();
-        self.tree.set_nested(store::guards_within(self.run.root(), self.run.id()));
+        self.tree.set_nested(seen::guards_within(self.run.root(), self.run.id()));
     }
 
     fn take_signals(&mut self, queue: &SignalQueue) {

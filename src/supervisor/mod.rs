@@ -10,6 +10,7 @@ mod meter;
 mod relay;
 mod requests;
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -29,7 +30,7 @@ use crate::run::{Isolation, RunSpec};
 use crate::rundir;
 use crate::sys::children;
 use crate::sys::clock::BootTime;
-use crate::sys::leader::{self, LeaderSetup, Program};
+use crate::sys::leader::{self, LeaderSetup, Program, StartError};
 use crate::sys::namespace::{self, Lifeline, Lifelines};
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef};
 use crate::sys::signal::Signal;
@@ -131,7 +132,7 @@ impl Supervised {
         let reserve = files::reserve_descriptors(DESCRIPTORS_AFTERWARDS)
             .map_err(LaunchFailure::own("there are too few descriptors (ulimit -n)"))?;
         fault::step();
-        let program = program(spec, run).map_err(|error| not_started(spec, &error))?;
+        let program = program(spec, run).map_err(|error| not_executed(spec, &error))?;
         let leader = leader::start(&program, &setup).map_err(|error| {
             if let Some((init, _)) = &namespace {
                 let _ = process::signal_own_child(*init, Signal::KILL);
@@ -223,7 +224,17 @@ fn mark() -> io::Result<Option<Rlimit>> {
 }
 
 /// Says why the command did not start, with the code that `env(1)` and `timeout(1)` would return.
-fn not_started(spec: &RunSpec, error: &io::Error) -> LaunchFailure {
+fn not_started(spec: &RunSpec, error: &StartError) -> LaunchFailure {
+    match error {
+        StartError::Execute(error) => not_executed(spec, error),
+        StartError::Prepare { .. } => {
+            let message = format!("{error}; '{}' was not started", shown(&spec.command[0]));
+            LaunchFailure { code: exit::OWN_FAILURE, message }
+        }
+    }
+}
+
+fn not_executed(spec: &RunSpec, error: &io::Error) -> LaunchFailure {
     let program = Path::new(&spec.command[0]);
     let named = spec.command[0].as_bytes().contains(&b'/');
     let (code, why) = match error.raw_os_error() {
@@ -244,8 +255,12 @@ fn not_started(spec: &RunSpec, error: &io::Error) -> LaunchFailure {
         }
         _ => (exit::NOT_EXECUTABLE, error.to_string()),
     };
-    let shown: String = spec.command[0].to_string_lossy().chars().take(200).collect();
-    LaunchFailure { code, message: format!("cannot run '{}': {why}", shown.escape_debug()) }
+    LaunchFailure { code, message: format!("cannot run '{}': {why}", shown(&spec.command[0])) }
+}
+
+fn shown(word: &OsStr) -> String {
+    let beginning: String = word.to_string_lossy().chars().take(200).collect();
+    beginning.escape_debug().to_string()
 }
 
 fn not_found() -> (u8, String) {

@@ -127,22 +127,51 @@ struct Birth<'a> {
     /// Whether it is born in the cgroup.
     inside: bool,
     /// Why there was no exec.
-    error: i32,
+    failed: Option<Unborn>,
+}
+
+/// Why there was no exec: the error number, and which step before it failed, if one did.
+#[derive(Clone, Copy)]
+struct Unborn {
+    step: Option<&'static str>,
+    errno: i32,
+}
+
+/// Names the step of an error that is to come; async-signal-safe.
+fn at(step: &'static str) -> impl FnOnce(io::Error) -> Unborn {
+    move |error| Unborn { step: Some(step), errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
+}
+
+/// The leader was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The process could not be made, or not be put in order.
+    #[error("cannot {step}: {source}")]
+    Prepare {
+        /// What could not be done.
+        step: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The program could not be executed.
+    #[error("{0}")]
+    Execute(io::Error),
 }
 
 /// Starts `program` as the leader of its own process group, with what the caller of `agent-run` had: mask,
-/// dispositions, closed descriptors. Returns after its exec; an error with a raw OS code is the exec's own.
-/// All signals must be blocked.
-pub fn start(program: &Program, setup: &LeaderSetup) -> io::Result<Pid> {
+/// dispositions, closed descriptors. Returns after its exec. All signals must be blocked.
+pub fn start(program: &Program, setup: &LeaderSetup) -> Result<Pid, StartError> {
     let pointers = Pointers::into(program);
     let supervisor = process::own_pid();
-    let mut birth = Birth { program, setup, pointers, supervisor, inside: false, error: 0 };
-    let pid = spawn(&mut birth)?;
-    if birth.error == 0 {
-        return Ok(pid);
-    }
+    let mut birth = Birth { program, setup, pointers, supervisor, inside: false, failed: None };
+    let pid = spawn(&mut birth).map_err(|source| StartError::Prepare { step: "fork", source })?;
+    let Some(Unborn { step, errno }) = birth.failed else { return Ok(pid) };
     let _ = children::wait_for(pid);
-    Err(io::Error::from_raw_os_error(birth.error))
+    let source = io::Error::from_raw_os_error(errno);
+    Err(step.map_or_else(
+        || StartError::Execute(io::Error::from_raw_os_error(errno)),
+        |step| StartError::Prepare { step, source },
+    ))
 }
 
 /// Makes the child, in the cgroup if there is one and the kernel can; returns when it has exec'ed or ended.
@@ -189,7 +218,7 @@ mod clone {
     extern "C" fn be_born(birth: *mut libc::c_void) -> libc::c_int {
         // SAFETY: `plain` and `into_cgroup` pass a valid exclusive reference.
         let birth = unsafe { &mut *birth.cast::<Birth<'_>>() };
-        birth.error = become_program(birth).raw_os_error().unwrap_or(libc::EINVAL);
+        birth.failed = Some(become_program(birth));
         super::super::signal::exit_now(127)
     }
 
@@ -257,26 +286,30 @@ mod clone {
 
 /// Runs in the child, and returns only why it could not. Everything here is async-signal-safe
 /// (`signal-safety(7)`) and changes nothing of ours but `birth`.
-fn become_program(birth: &mut Birth<'_>) -> io::Error {
+fn become_program(birth: &mut Birth<'_>) -> Unborn {
     let prepared = prepare(birth.setup, birth.supervisor, birth.inside);
     let enter = || birth.program.directory.as_deref().map_or(Ok(()), nix::unistd::chdir);
-    match prepared.and_then(|()| Ok(enter()?)) {
-        Ok(()) => execute(birth.program, &mut birth.pointers),
-        Err(error) => error,
+    match prepared.and_then(|()| enter().map_err(|error| at("enter the directory to start in")(error.into())))
+    {
+        Ok(()) => {
+            let error = execute(birth.program, &mut birth.pointers);
+            Unborn { step: None, errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
+        }
+        Err(unborn) => unborn,
     }
 }
 
-fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> io::Result<()> {
-    super::spawn::lead_own_group()?;
+fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> Result<(), Unborn> {
+    super::spawn::lead_own_group().map_err(at("make a process group"))?;
     // SAFETY: a prctl without pointers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, setup.on_supervisor_death.number()) };
     // From within a namespace, a parent outside has no number.
     if process::parent_pid() != if setup.isolated { 0 } else { supervisor } {
         // The supervisor died before the line above could count.
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        return Err(at("find the supervisor")(io::Error::from_raw_os_error(libc::ESRCH)));
     }
     if let Some(cgroup) = setup.cgroup.as_ref().filter(|_| !inside) {
-        cgroup.pass()?;
+        cgroup.pass().map_err(at("enter the run's cgroup, which holds its limits"))?;
     }
     // The terminal may only be moved from the background with TTOU blocked.
     super::signal::block_all();
@@ -287,24 +320,27 @@ fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> io::Result<()>
         let _ = terminal.give_to(tty::own_group());
     }
     if setup.isolated {
-        namespace::mount_own_proc()?;
+        namespace::mount_own_proc().map_err(at("mount /proc for the pid namespace"))?;
     }
     for limit in &setup.rlimits {
-        limit.apply()?;
+        limit.apply().map_err(at("set a limit"))?;
     }
     if let Some((stdout, stderr)) = &setup.outputs {
-        for (from, to) in [(stdout, 1), (stderr, 2)] {
-            // SAFETY: both are descriptors of ours.
-            if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        connect(stdout.as_raw_fd(), 1)
+            .and_then(|()| connect(stderr.as_raw_fd(), 2))
+            .map_err(at("connect the output"))?;
     }
     if let Some(lock) = &setup.tree_lock {
         inherit_high(lock.as_raw_fd());
     }
     inherit::restore();
     Ok(())
+}
+
+/// Makes `from` be `to` as well.
+fn connect(from: RawFd, to: RawFd) -> io::Result<()> {
+    // SAFETY: both are descriptors of ours; dup2 closes the target and cannot leave it closed.
+    if unsafe { libc::dup2(from, to) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Tries each place as `execvp(3)` does: on to the next if it is not there or not allowed; a file that is no

@@ -128,6 +128,14 @@ pub fn expect_children() {
     set_default(Signal::CHLD);
 }
 
+/// Lets signals do again what they do by default: for a process of ours that anybody may end.
+pub fn be_mortal() {
+    (1..=64).map(Signal).for_each(set_default);
+    let none = set_of(&[]);
+    // SAFETY: a valid set.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) };
+}
+
 fn set_default(signal: Signal) {
     // SAFETY: SIG_DFL is a valid disposition for every signal; failure (KILL, STOP) changes nothing.
     unsafe { libc::signal(signal.0, libc::SIG_DFL) };

@@ -10,7 +10,7 @@ use std::process::Command;
 use super::children;
 use super::inherit;
 use super::process::{self, Pid};
-use super::signal::Signal;
+use super::signal::{self, Signal};
 
 /// Which side of a fork we are on.
 #[derive(Debug)]
@@ -52,11 +52,13 @@ pub fn detached(name: &CStr, work: impl FnOnce()) -> io::Result<()> {
         unsafe { libc::setsid() };
         if let Ok(Forked::Child) = fork() {
             inherit::rename_process(name, &name.to_string_lossy());
+            // Within another run it is ended with that, and whoever comes next goes on.
+            signal::be_mortal();
             let _ = let_go_of(&[0, 1, 2]);
             inherit::close_callers_others();
             work();
         }
-        super::signal::exit_now(0)
+        signal::exit_now(0)
     };
     children::wait_for(first).map(drop)
 }

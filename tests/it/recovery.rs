@@ -3,7 +3,7 @@
 use agent_run::Signal;
 use agent_run::sys::process::Pidfd;
 
-use crate::harness::{Place, Running, misbehave, offers, skipped, wait_until};
+use crate::harness::{Place, Running, agent_run, finish, misbehave, offers, skipped, wait_until};
 
 /// Starts a run and kills guard and supervisor at once.
 #[track_caller]
@@ -140,4 +140,21 @@ fn a_stranger_without_a_mark_is_spared() {
     assert_eq!(place.processes(), [stranger.pid()]);
     stranger.signal(Signal::KILL);
     stranger.wait();
+}
+
+#[test]
+fn a_recovery_within_a_run_does_not_hold_that_up() {
+    let place = Place::new();
+    orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
+    let inner = format!("AGENT_RUN_STATE_DIR={}", place.text("state"));
+    let outer = place.text("outer");
+    let mut command = place.command(&["-k", "100ms", "--env", &inner, "--", agent_run(), "true"]);
+    command.env("AGENT_RUN_STATE_DIR", &outer);
+    finish(command).expect_code(0);
+    // What has ended was looking after the orphan, and went politely.
+    let entry = std::fs::read_dir(place.path("outer/ended")).unwrap().next().unwrap().unwrap();
+    let text = std::fs::read_to_string(entry.path().join("record.jsonl")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(text.lines().next_back().unwrap()).unwrap();
+    assert_eq!(record["end"]["killed"], 0, "{record}");
+    place.run(&["stop", "--all"]).expect_code(0);
 }

@@ -1,14 +1,17 @@
-//! Steps at which a test can have a process of ours killed: `AGENT_RUN_FAULT=supervisor:7` sends SIGKILL to the
+//! Steps at which a test can have a signal come: `AGENT_RUN_FAULT=supervisor:7:KILL` sends SIGKILL to the
 //! supervisor at its seventh step. Debug builds alone know it; in a release build nothing of this is left.
 
 #[cfg(debug_assertions)]
 use std::cell::{Cell, OnceCell};
 
 #[cfg(debug_assertions)]
+use super::signal::Signal;
+
+#[cfg(debug_assertions)]
 thread_local! {
     static ROLE: Cell<&'static str> = const { Cell::new("guard") };
     static STEPS: Cell<u32> = const { Cell::new(0) };
-    static FATAL: OnceCell<Option<(String, u32)>> = const { OnceCell::new() };
+    static WANTED: OnceCell<Option<(String, u32, Signal)>> = const { OnceCell::new() };
 }
 
 /// Names what this process is from now on; its steps are counted anew.
@@ -26,20 +29,24 @@ pub fn step() {
     #[cfg(debug_assertions)]
     {
         STEPS.set(STEPS.get() + 1);
-        let fatal = |known: &OnceCell<Option<(String, u32)>>| {
-            let wanted = known.get_or_init(|| {
-                let text = std::env::var(FAULT).ok()?;
-                let (role, step) = text.split_once(':')?;
-                Some((role.to_owned(), step.parse().ok()?))
-            });
-            wanted.as_ref().is_some_and(|(role, step)| *role == ROLE.get() && *step == STEPS.get())
-        };
-        if FATAL.with(fatal) {
-            let _ = super::process::signal_own_child(super::process::own_pid(), super::signal::Signal::KILL);
+        let signal = WANTED.with(|known| {
+            let (role, step, signal) = known.get_or_init(wanted).as_ref()?;
+            (*role == ROLE.get() && *step == STEPS.get()).then_some(*signal)
+        });
+        if let Some(signal) = signal {
+            let _ = super::process::signal_own_child(super::process::own_pid(), signal);
         }
     }
 }
 
-/// Read in debug builds: who is killed at which step.
+#[cfg(debug_assertions)]
+fn wanted() -> Option<(String, u32, Signal)> {
+    let text = std::env::var(FAULT).ok()?;
+    let mut parts = text.split(':');
+    let (role, step, signal) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((role.to_owned(), step.parse().ok()?, Signal::parse(signal).ok()?))
+}
+
+/// Read in debug builds: who gets which signal at which step.
 #[cfg(debug_assertions)]
 const FAULT: &str = "AGENT_RUN_FAULT";

@@ -1,4 +1,4 @@
-//! SIGKILL between any two lines: whoever dies at whatever step, nothing is left in the end.
+//! A signal between any two lines: whoever dies or is stopped at whatever step, nothing is left in the end.
 //!
 //! Only debug builds have these steps; in a release build the first round says so and the test ends.
 
@@ -15,10 +15,10 @@ const SCRIPT: &str = "daemon ignore TERM touch ../up pause end await ../up exit 
 /// More steps than anybody has.
 const MOST: u32 = 60;
 
-/// Runs with `role` killed at `step`; returns how it ended, and false if there was no such step.
-fn run_with_fault(place: &Place, role: &str, step: u32) -> Done {
+/// Runs with `signal` sent to `role` at `step`; returns how it ended.
+fn run_with_fault(place: &Place, role: &str, step: u32, signal: &str) -> Done {
     let mut command = place.command(&["-k", "50ms", "--", misbehave()]);
-    command.args(SCRIPT.split(' ')).env("AGENT_RUN_FAULT", format!("{role}:{step}"));
+    command.args(SCRIPT.split(' ')).env("AGENT_RUN_FAULT", format!("{role}:{step}:{signal}"));
     Running::spawn(command).wait()
 }
 
@@ -29,8 +29,7 @@ fn leaves() -> Vec<String> {
 }
 
 #[track_caller]
-fn nothing_is_left(place: &Place, role: &str, step: u32) {
-    let what = format!("{role} killed at step {step}");
+fn nothing_is_left(place: &Place, what: &str) {
     // Whoever is left of the two ends the run; if nobody is, the next launch does.
     let _ = fs::remove_file(place.state().join("looked"));
     // An entry that has no name yet is left alone for a minute; that time is over.
@@ -60,9 +59,9 @@ fn every_step_of(role: &str) {
     let mut killed = 0;
     for step in 1..MOST {
         let place = Place::new();
-        let done = run_with_fault(&place, role, step);
+        let done = run_with_fault(&place, role, step, "KILL");
         let undisturbed = done.code == Some(3) && done.stderr.is_empty();
-        nothing_is_left(&place, role, step);
+        nothing_is_left(&place, &format!("{role} killed at step {step}"));
         if !undisturbed {
             killed += 1;
         } else if step > killed + 3 {
@@ -82,6 +81,35 @@ fn the_guard_may_die_at_every_step() {
 #[test]
 fn the_supervisor_may_die_at_every_step() {
     every_step_of("supervisor");
+}
+
+/// Signals that are read as data may come at any step, and cost nothing but the end that they ask for.
+#[track_caller]
+fn is_heeded_at_every_step(role: &str, signal: &str, codes: &[i32]) {
+    // Somewhat more than either has.
+    for step in 1..30 {
+        let place = Place::new();
+        let done = run_with_fault(&place, role, step, signal);
+        let what = format!("{signal} to the {role} at step {step}");
+        assert!(codes.contains(&done.shell_code()), "{what}: {done:?}");
+        nothing_is_left(&place, &what);
+    }
+}
+
+#[test]
+fn the_guard_may_be_asked_to_end_at_every_step() {
+    // 3 if the leader had ended by then.
+    is_heeded_at_every_step("guard", "TERM", &[143, 3]);
+}
+
+#[test]
+fn the_supervisor_may_be_asked_to_end_at_every_step() {
+    is_heeded_at_every_step("supervisor", "TERM", &[143, 3]);
+}
+
+#[test]
+fn the_supervisor_may_be_stopped_at_every_step() {
+    is_heeded_at_every_step("supervisor", "STOP", &[3]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod harness;
 
 mod architecture;
 mod bad_input;
+mod clock;
 mod directory;
 mod faults;
 mod handed_on;

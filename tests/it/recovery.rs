@@ -148,7 +148,8 @@ fn a_recovery_within_a_run_does_not_hold_that_up() {
     orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
     let inner = format!("AGENT_RUN_STATE_DIR={}", place.text("state"));
     let outer = place.text("outer");
-    let mut command = place.command(&["-k", "100ms", "--env", &inner, "--", agent_run(), "true"]);
+    let mut command =
+        place.command(&["-k", "100ms", "--env", &inner, "--", agent_run(), misbehave(), "exit", "0"]);
     command.env("AGENT_RUN_STATE_DIR", &outer);
     finish(command).expect_code(0);
     // What has ended was looking after the orphan, and went politely.

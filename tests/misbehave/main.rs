@@ -37,6 +37,14 @@ fn carry_out(words: &[String]) {
     }
 }
 
+/// Puts the wall clock forward or back.
+fn set_clock(seconds: i64) {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &mut now) };
+    now.tv_sec += seconds;
+    assert_eq!(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &now) }, 0, "only root may");
+}
+
 /// Carries out one verb and returns how many words it took.
 fn one(verb: &str, after: &[String]) -> usize {
     match verb {
@@ -61,6 +69,7 @@ fn one(verb: &str, after: &[String]) -> usize {
         // Takes so many MiB of memory and writes to them.
         "hold" => std::mem::forget(vec![1u8; after[0].parse::<usize>().expect("a number") << 20]),
         // Is busy for so many seconds and prints which part of them it had the CPU.
+        "set_clock" => set_clock(after[0].parse().expect("seconds")),
         "share" => share(after[0].parse().expect("a number")),
         "deep" => return 1 + deep(after[0].parse().expect("a number"), &after[1..]),
         "wide" => return 1 + block("child", after[0].parse().expect("a number"), &after[1..]),

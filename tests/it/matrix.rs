@@ -128,7 +128,11 @@ const WAYS: [Way; 12] = [
         end: |place, guard| {
             to_group(guard, Signal::TERM);
             // As soon as the teardown has begun, which a harness's 200 ms are longer than.
-            place.wait_for_record("the teardown has begun", |record| record["state"] == "stopping");
+            wait_until("the teardown has begun", || {
+                let unfinished = place.unfinished();
+                unfinished.is_empty()
+                    || place.record_in(&unfinished[0]).is_none_or(|it| it["state"] == "stopping")
+            });
             to_group(guard, Signal::KILL);
         },
         reason: "signal",
@@ -165,14 +169,17 @@ fn meet(way: &Way, kinds: &[(&str, &str)], options: &[&str]) {
     if way.leader == "pause" {
         go(&place, &guard);
     }
-    let mark = place.the_record()["mark"].as_u64().unwrap();
+    let mark =
+        place.wait_for_record("it is marked", |record| !record["mark"].is_null())["mark"].as_u64().unwrap();
     let begun = Instant::now();
     (way.end)(&place, &guard);
     let done: Done = guard.wait();
     wait_until(&format!("the run is over: {done:?} {options:?}"), || place.unfinished().is_empty());
     let took = begun.elapsed();
     let what = format!("{} {options:?}", way.name);
-    assert_eq!(done.shell_code(), way.code, "{what}: {done:?}");
+    // A small tree may be gone before the second signal comes.
+    let in_time = way.name.starts_with("TERM and then") && done.shell_code() == 143;
+    assert!(done.shell_code() == way.code || in_time, "{what}: {done:?}");
     let end = place.the_ended()["end"].clone();
     assert_eq!(
         (end["reason"].as_str(), end["verified"].as_bool()),

@@ -5,7 +5,7 @@ pub(crate) mod pty;
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -193,6 +193,11 @@ impl Place {
         let unfinished = self.unfinished();
         assert_eq!(unfinished.len(), 1, "{unfinished:?}");
         last_line(&fs::read(unfinished[0].join("record.jsonl")).unwrap())
+    }
+
+    /// The record in the directory of an unfinished run, while it is there.
+    pub(crate) fn record_in(&self, directory: &Path) -> Option<Value> {
+        Some(last_line(&fs::read(directory.join("record.jsonl")).ok()?))
     }
 
     /// Waits until the record satisfies `condition`.

@@ -14,6 +14,7 @@ use crate::control::client::{ControlError, ask, wait_until_released};
 use crate::env as vars;
 use crate::exit::SIGNAL_BASE;
 use crate::limits::{Bound, Limits};
+use crate::ports::PortChoice;
 use crate::registry::RegistryError;
 use crate::registry::record::{End, Record, RecordError};
 use crate::registry::root::Root;
@@ -112,7 +113,7 @@ impl Run {
 
     /// Asks for the end, with `grace` in place of the run's own; [`Run::wait`] tells when it is over.
     pub fn stop(&self, grace: Option<Duration>) -> Result<(), ClientError> {
-        self.ask(Request::Stop { grace_s: grace.map(|span| span.as_secs_f64()) })
+        self.ask(Request::Stop { grace_s: grace.map(|span| span.as_secs_f64()), displaced: false })
     }
 
     /// Grants the lease anew: `ttl` from now on, `None` for no lease.
@@ -190,6 +191,7 @@ fn arguments(spec: &RunSpec, started: i32) -> Vec<OsString> {
         pair.push(value);
         pair
     }));
+    words.extend(port_words(spec));
     words.extend(limit_words(&spec.limits));
     words.extend(spec.scratch.then(|| "--scratch".into()));
     words.extend(spec.preserve_status.then(|| "--preserve-status".into()));
@@ -205,6 +207,21 @@ fn word(flag: &str, value: impl AsRef<OsStr>) -> OsString {
     let mut word = OsString::from(format!("--{flag}="));
     word.push(value);
     word
+}
+
+fn port_words(spec: &RunSpec) -> Vec<OsString> {
+    let text = |choice: &PortChoice| match choice {
+        PortChoice::Auto => "auto".to_owned(),
+        PortChoice::One(port) => port.to_string(),
+        PortChoice::Range(range) => range.to_string(),
+    };
+    let mut words: Vec<OsString> = spec.ports.iter().map(|choice| word("port", text(choice))).collect();
+    words.push(word("claim", spec.claim.word()));
+    words.push(word("port-range", spec.port_range.to_string()));
+    words.extend((!spec.protect.is_empty()).then(|| word("protect", spec.protect.join(","))));
+    let switches = [("--force", spec.force), ("--steal", spec.steal), ("--fallback", spec.fallback)];
+    words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(switch, _)| switch.into()));
+    words
 }
 
 fn limit_words(limits: &Limits) -> impl Iterator<Item = OsString> {

@@ -32,6 +32,8 @@ pub struct Outcome {
     pub killed: u32,
     /// The limit that ended it.
     pub exceeded: Option<Exceeded>,
+    /// A port that was held for the command, on which it was never seen to listen.
+    pub never_listened: Option<u16>,
     /// What is left.
     pub survivors: Vec<Survivor>,
 }
@@ -99,6 +101,7 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
             format!("nothing happened for {}, so '{command}' was stopped", seconds(record.idle_timeout_s))
         }
         Reason::Stop => format!("'{command}' was stopped on request"),
+        Reason::Displaced => format!("'{command}' was stopped: somebody else took its port or its name"),
         Reason::OwnerGone => {
             let owner = record.owner.as_ref();
             let who = owner.and_then(|owner| owner.agent.as_deref()).unwrap_or("a process");
@@ -121,6 +124,14 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
         }
         Reason::CpuTime => format!("'{command}' used up its CPU time (--cpu-time)"),
         Reason::SupervisorLost => format!("the supervisor was killed, so '{command}' was stopped"),
+        Reason::Exit
+            if let Some(port) = outcome.never_listened.filter(|_| outcome.ending != Ending::Code(0)) =>
+        {
+            format!(
+                "'{command}' was not seen to listen on port {port}, which is held for it; if it cannot bind a port \
+                 that is held (it sets no SO_REUSEADDR), use --claim release or --claim listen-fd"
+            )
+        }
         _ if spec.verbosity == Verbosity::Verbose => format!("'{command}' ended: {}", outcome.reason.word()),
         _ => return None,
     };

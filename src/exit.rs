@@ -40,6 +40,8 @@ pub enum Reason {
     Idle,
     /// Somebody asked for it.
     Stop,
+    /// Somebody wanted its port or its name.
+    Displaced,
     /// The owner has gone.
     OwnerGone,
     /// The soft limit of CPU time was used up.
@@ -63,6 +65,7 @@ impl Reason {
             Reason::Ttl => "ttl",
             Reason::Idle => "idle",
             Reason::Stop => "stop",
+            Reason::Displaced => "displaced",
             Reason::OwnerGone => "owner_gone",
             Reason::CpuTime => "cpu_time",
             Reason::Memory => "memory",
@@ -150,6 +153,7 @@ mod tests {
             (Reason::Stop, Some(Exited(0)), Ending::Code(0)),
             (Reason::Stop, Some(Signaled(Signal::TERM)), Ending::DieOf(Signal::TERM)),
             (Reason::Stop, Some(Signaled(Signal::KILL)), Ending::Code(137)),
+            (Reason::Displaced, Some(Signaled(Signal::KILL)), Ending::Code(137)),
             (Reason::CpuTime, Some(Signaled(Signal::XCPU)), Ending::Code(152)),
             (Reason::SupervisorLost, Some(Exited(0)), Ending::Code(125)),
             (Reason::Memory, Some(Signaled(Signal::TERM)), Ending::Code(137)),

@@ -3,6 +3,8 @@
 use crate::control::client::ControlError;
 use crate::exit;
 use crate::launch::LaunchError;
+use crate::port::claim::ClaimError;
+use crate::port::verdict::Spared;
 use crate::registry::RegistryError;
 use crate::registry::record::RecordError;
 use crate::settings::SettingError;
@@ -98,9 +100,55 @@ impl From<LaunchError> for Failure {
             LaunchError::System { .. } => {
                 failure("system", message, Some("nothing was started"), exit::OWN_FAILURE)
             }
+            LaunchError::Claim(error) => error.into(),
+            LaunchError::OthersName { .. } => failure(
+                "other_owner",
+                message,
+                Some("choose another name, or take it with --steal"),
+                exit::OWN_FAILURE,
+            ),
+            LaunchError::NameNotFreed { .. } => {
+                failure("name_taken", message, Some("nothing was started"), exit::OWN_FAILURE)
+            }
             LaunchError::Interrupted(_) => failure("interrupted", message, None, exit::OWN_FAILURE),
         };
         failed.of_run_form()
+    }
+}
+
+impl From<ClaimError> for Failure {
+    fn from(error: ClaimError) -> Failure {
+        let message = error.to_string();
+        let (kind, hint) = match error {
+            ClaimError::Held { port, .. } => (
+                "port_held",
+                format!(
+                    "--force ends it, --fallback takes the next free port (agent-run port diagnose {port})"
+                ),
+            ),
+            ClaimError::Spared { why: Spared::OtherOwner { .. }, .. } => {
+                ("other_owner", "or take another port (--fallback)".to_owned())
+            }
+            ClaimError::Spared { port, .. } => (
+                "port_held",
+                format!("take another port (--fallback), or see agent-run port diagnose {port}"),
+            ),
+            ClaimError::NotFreed { port, .. } => ("port_held", format!("see agent-run port diagnose {port}")),
+            ClaimError::NoneFree(_) => {
+                ("port_held", "widen the range, or see agent-run port show who has them".to_owned())
+            }
+            ClaimError::Twice(_) => ("usage", "name it once".to_owned()),
+            ClaimError::Connection(port) => ("port_held", format!("see agent-run port diagnose {port}")),
+            ClaimError::Privileged(_) => ("port_privileged", "take a higher one, like 8080".to_owned()),
+            ClaimError::Sandbox(_) => {
+                ("sandbox", "allow network access, or run outside of the sandbox".to_owned())
+            }
+            ClaimError::System { source, .. } if source.raw_os_error() == Some(libc::EMFILE) => {
+                ("port", "ask for fewer, or raise ulimit -n".to_owned())
+            }
+            ClaimError::System { .. } => ("port", "nothing was started".to_owned()),
+        };
+        failure(kind, message, Some(&hint), exit::SOMETHING_REMAINS)
     }
 }
 

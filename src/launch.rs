@@ -4,7 +4,7 @@
 //! library's host cannot do it: it uses [`crate::client`], which starts the `agent-run` binary.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, PipeReader, PipeWriter};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,18 +15,24 @@ use crate::exit::Ending;
 use crate::guard::{self, Guard, Keeper, Senses};
 use crate::limits::Limits;
 use crate::owner::{self, OwnerError, Pinned};
+use crate::port::claim::{self, ClaimError, Person, Policy};
+use crate::port::displace::Means;
+use crate::ports::{self, ClaimMode};
 use crate::recover;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
+use crate::registry::seen::{self, SeenRun};
 use crate::registry::store::LiveRun;
-use crate::run::{Isolation, RunSpec};
+use crate::run::{Isolation, RunId, RunSpec};
 use crate::rundir::{self, CopyError};
-use crate::supervisor::{self, CallersTerminal, Handover};
+use crate::stop::{self, StopError, Wish};
+use crate::supervisor::{self, CallersTerminal, Claims, Handover};
 use crate::sys::children::{self, Change};
 use crate::sys::namespace::{self, Lifelines};
 use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
+use crate::sys::tcp::Reservation;
 use crate::sys::{fault, inherit, tty, waits};
 use crate::teardown::prey::Bounds;
 
@@ -69,6 +75,29 @@ pub enum LaunchError {
         /// Why not.
         source: io::Error,
     },
+    /// A port cannot be had.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// The name is that of a run that may not be ended.
+    #[error("the name {name} is that of run {run} of {owner}, who is alive")]
+    OthersName {
+        /// The name.
+        name: String,
+        /// The run.
+        run: RunId,
+        /// Whose.
+        owner: String,
+    },
+    /// The run that has the name could not be ended.
+    #[error("run {run}, which has the name {name}: {source}")]
+    NameNotFreed {
+        /// The name.
+        name: String,
+        /// The run.
+        run: RunId,
+        /// Why not.
+        source: StopError,
+    },
     /// A signal came before the command was started.
     #[error("interrupted by {0}")]
     Interrupted(Signal),
@@ -79,10 +108,9 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
 }
 
 /// Runs `spec` with this process as its guard, and returns how this process has to end. When the command
-/// has been started, the run's id is written to `started`. This process must have one thread.
-pub fn here(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError> {
-    // From here on nothing interrupts: what has come is looked at where it can be answered.
-    signal::block_all();
+/// has been started, the run's id is written to `started`. `person` is asked before somebody is displaced. This
+/// process must have one thread.
+pub fn here(mut spec: RunSpec, started: Option<File>, person: &dyn Person) -> Result<Ending, LaunchError> {
     signal::expect_children();
     check(&spec)?;
     if !process::proc_is_ours() {
@@ -90,12 +118,69 @@ pub fn here(spec: RunSpec, started: Option<File>) -> Result<Ending, LaunchError>
     }
     // Before a fork could change whose child we are.
     let owner = owner::find(spec.owner)?;
+    // Nothing is made yet, so a Ctrl-C at a question just ends us.
+    let claims = take_places(&mut spec, person)?;
+    // From here on nothing interrupts: what has come is looked at where it can be answered.
+    signal::block_all();
     // "No child left" is our proof that the tree is gone, so we must not have had children before
     // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
     if process::own_pid() == 1 || children::any_child_exists() {
-        return mirror(spec, owner, started);
+        return mirror(spec, owner, claims, started);
     }
-    guard(spec, owner, started)
+    guard(spec, owner, claims, started)
+}
+
+/// Takes the ports, and makes room for the name. Whatever refuses does so before somebody is ended.
+fn take_places(spec: &mut RunSpec, person: &dyn Person) -> Result<Vec<Reservation>, LaunchError> {
+    let in_the_way = named_run(spec);
+    if let Some(run) = &in_the_way {
+        may_displace(spec, run)?;
+    }
+    let policy = Policy {
+        force: spec.force,
+        fallback: spec.fallback,
+        range: spec.port_range,
+        means: Means {
+            grace: None,
+            end_watchers: spec.force,
+            steal: spec.steal,
+            protected: spec.protect.clone(),
+        },
+    };
+    let claims = claim::claim(&spec.ports, &policy, person)?;
+    if let (Some(mut run), Some(name)) = (in_the_way, &spec.name) {
+        let question = format!("the name {name} is that of run {}; end it?", run.id);
+        // Without a yes the launch says that the name is taken.
+        if spec.force || person.agrees(&question) {
+            let id = run.id.clone();
+            let failed = |source| LaunchError::NameNotFreed { name: name.clone(), run: id, source };
+            stop::stop(&mut run, None, Wish::Displace).map_err(failed)?;
+        }
+    }
+    if !claims.is_empty() {
+        let ports: Vec<u16> = claims.iter().map(Reservation::port).collect();
+        spec.command = spec.command.iter().map(|word| ports::substitute(word, &ports)).collect();
+    }
+    Ok(claims)
+}
+
+fn named_run(spec: &RunSpec) -> Option<SeenRun> {
+    let root = Root::open_existing().ok().flatten()?;
+    let name = spec.name.as_deref()?;
+    seen::runs(&root).into_iter().find(|run| run.name() == Some(name))
+}
+
+fn may_displace(spec: &RunSpec, run: &SeenRun) -> Result<(), LaunchError> {
+    let stranger =
+        run.record.as_ref().ok().and_then(owner::stranger_of).filter(|_| spec.force && !spec.steal);
+    match stranger {
+        Some(owner) => Err(LaunchError::OthersName {
+            name: spec.name.clone().unwrap_or_default(),
+            run: run.id.clone(),
+            owner: owner::title(&owner),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// Finds what is wrong before anything is made.
@@ -119,7 +204,12 @@ fn check(spec: &RunSpec) -> Result<(), LaunchError> {
     }
 }
 
-fn guard(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<Ending, LaunchError> {
+fn guard(
+    spec: RunSpec,
+    owner: Option<Pinned>,
+    claims: Vec<Reservation>,
+    started: Option<File>,
+) -> Result<Ending, LaunchError> {
     let log = spec.log.as_deref().map(open_named).transpose()?;
     let events = spec.events.as_deref().map(open_named).transpose()?;
     let root = Root::open()?;
@@ -130,6 +220,8 @@ fn guard(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<
     let mut run = LiveRun::create(root, &spec, &start_directory(&spec), &|record| {
         record.parents = rundir::parents_from_environment();
         record.owner = owner.clone();
+        record.ports = claims.iter().map(Reservation::port).collect();
+        record.claim = (!claims.is_empty()).then_some(spec.claim);
         record.cgroup = plan.leaf_path(&record.id).map(|path| path.to_string_lossy().into_owned());
         record.containment = containment(&spec, record.cgroup.is_some());
     })?;
@@ -148,7 +240,7 @@ fn guard(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<
         }
     };
     let files = Files { log, events: Events::new(events), started };
-    start(spec, run, prepared, Held { owner: pinned, cell }, files)
+    start(spec, run, prepared, Held { owner: pinned, cell, claims }, files)
 }
 
 /// Returns the strongest rung that holds the run, in the words of [`crate::containment::rungs`].
@@ -167,12 +259,15 @@ struct Prepared {
     senses: Senses,
     lifelines: Option<Lifelines>,
     keeper: Option<Keeper>,
+    /// Ends when the guard has let go of the claims.
+    letting_go: (PipeReader, PipeWriter),
 }
 
 /// What the run holds beyond its directory.
 struct Held {
     owner: Option<Pidfd>,
     cell: Option<Cell>,
+    claims: Vec<Reservation>,
 }
 
 /// Undoes what was made for a run that never began.
@@ -209,7 +304,8 @@ fn prepare(spec: &RunSpec, run: &LiveRun, log: Option<&File>) -> Result<Prepared
     let senses = Senses::open().map_err(system("open a signal queue"))?;
     let isolated = spec.isolation == Isolation::Pid;
     let lifelines = isolated.then(Lifelines::new).transpose().map_err(system("make a pipe"))?;
-    Ok(Prepared { links, senses, lifelines, keeper: Keeper::open() })
+    let letting_go = io::pipe().map_err(system("make a pipe"))?;
+    Ok(Prepared { links, senses, lifelines, keeper: Keeper::open(), letting_go })
 }
 
 fn start(
@@ -220,8 +316,10 @@ fn start(
     files: Files,
 ) -> Result<Ending, LaunchError> {
     let Files { log, events, started } = files;
-    let Held { owner, cell } = held;
-    let Prepared { links: (guards_link, supervisors_link), senses, lifelines, keeper } = prepared;
+    let Held { owner, cell, mut claims } = held;
+    let Prepared { links: (guards_link, supervisors_link), senses, lifelines, keeper, letting_go } = prepared;
+    let (guard_let_go, released) = letting_go;
+    let spec_claim = spec.claim;
     let forked = match spawn::fork() {
         Ok(forked) => forked,
         Err(error) => {
@@ -231,7 +329,7 @@ fn start(
     };
     match forked {
         Forked::Child => {
-            drop((guards_link, senses));
+            drop((guards_link, senses, released));
             fault::become_role("supervisor");
             fault::step();
             let group = tty::own_group();
@@ -249,11 +347,17 @@ fn start(
                 owner,
                 cell,
                 lifelines,
+                claims: Claims { mode: spec_claim, ports: claims, guard_let_go },
                 started,
             })
         }
         Forked::Parent(supervisor) => {
-            drop((supervisors_link, log, started, owner));
+            drop((supervisors_link, log, started, owner, guard_let_go));
+            // A claim that is to be let go is so when nobody has it; its end tells that we have not.
+            if spec.claim == ClaimMode::Release {
+                claims.clear();
+            }
+            drop(released);
             // What we hold would keep readers and writers of the caller's pipes waiting. stderr stays, for a
             // last word.
             let _ = spawn::let_go_of(&[0, 1]);
@@ -262,7 +366,7 @@ fn start(
             let lifeline = lifelines.map(Lifelines::for_guard);
             let freezes = spec.limits.cpu_percent.is_some();
             let bounds = Bounds { leaf: cell.map(|cell| cell.leaf), freezes, lifeline, init: None };
-            let guard = Guard { spec, run, link: guards_link, supervisor, keeper, bounds, events };
+            let guard = Guard { spec, run, link: guards_link, supervisor, keeper, bounds, claims, events };
             guard.watch(senses).map_err(system("watch the supervisor"))
         }
     }
@@ -283,13 +387,18 @@ fn open_named(path: &Path) -> Result<File, LaunchError> {
 }
 
 /// Forks a guard that has no children, passes signals on to it, and ends as it does.
-fn mirror(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result<Ending, LaunchError> {
+fn mirror(
+    spec: RunSpec,
+    owner: Option<Pinned>,
+    claims: Vec<Reservation>,
+    started: Option<File>,
+) -> Result<Ending, LaunchError> {
     let mirror = process::own_pid();
     match spawn::fork().map_err(system("fork"))? {
         Forked::Child => {
             // Our death is then a TERM to the guard, which ends the run.
             spawn::end_with_parent(mirror, Signal::TERM);
-            let code = match guard(spec, owner, started) {
+            let code = match guard(spec, owner, claims, started) {
                 Ok(Ending::DieOf(signal)) => signal::die_of(signal),
                 Ok(Ending::Code(code)) => code,
                 Err(error) => {
@@ -300,7 +409,7 @@ fn mirror(spec: RunSpec, owner: Option<Pinned>, started: Option<File>) -> Result
             signal::exit_now(i32::from(code))
         }
         Forked::Parent(guard) => {
-            drop((started, owner));
+            drop((started, owner, claims));
             watch_guard(guard).map_err(system("watch the guard"))
         }
     }

@@ -23,8 +23,8 @@
 //! # Modules
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
-//! [`settings`], [`failure`] → [`launch`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
-//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`lease`], [`mod@env`] → [`sys`].
+//! [`settings`], [`failure`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
+//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`ports`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
 //!
@@ -56,11 +56,14 @@ pub mod launch;
 pub mod lease;
 pub mod limits;
 pub mod owner;
+pub mod port;
+pub mod ports;
 pub mod recover;
 pub mod registry;
 pub mod run;
 pub mod rundir;
 pub mod settings;
+pub mod stop;
 pub mod supervisor;
 pub mod sys;
 pub mod teardown;

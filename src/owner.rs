@@ -6,7 +6,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 
-use crate::registry::record::Owner;
+use crate::registry::record::{Owner, Record};
 use crate::run::OwnerChoice;
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef, Stat};
 
@@ -96,6 +96,41 @@ pub fn find(choice: OwnerChoice) -> Result<Option<Pinned>, OwnerError> {
         OwnerChoice::Pid(pid) => known(pid),
         OwnerChoice::Auto => Ok(nearest_agent()),
     }
+}
+
+/// Returns whose `record`'s run is, if that is somebody alive who is not us: its owner, else the coding agent that
+/// started it. Two agents must not end each other's servers in turn.
+pub fn stranger_of(record: &Record) -> Option<Owner> {
+    let theirs = match &record.owner {
+        Some(owner) => Some(owner.clone()).filter(|owner| owner.process.pin().is_some()),
+        None => agent_above(record.guard.as_ref()?),
+    }?;
+    let ours = nearest_agent().map(|found| found.owner);
+    let same = |ours: &Owner| {
+        ours.process == theirs.process || (ours.session.is_some() && ours.session == theirs.session)
+    };
+    let above_us = || process::ancestors().contains(&theirs.process.pid);
+    let is_ours = ours.as_ref().map_or_else(above_us, same);
+    (!is_ours).then_some(theirs)
+}
+
+/// Returns what a person calls `owner`.
+pub fn title(owner: &Owner) -> String {
+    let agent = owner.agent.as_deref().unwrap_or("process");
+    let session =
+        owner.session.as_ref().map_or(String::new(), |it| format!(", session {}", it.escape_debug()));
+    format!("{agent}, pid {}{session}", owner.process.pid)
+}
+
+/// Returns the agent that has started the living process `guard`.
+fn agent_above(guard: &ProcessRef) -> Option<Owner> {
+    let pinned = guard.pin()?;
+    let line: Vec<Ancestor> = process::ancestors_of(guard.pid).into_iter().map(Ancestor::look).collect();
+    let variables = Ancestor::look(guard.pid).variables.unwrap_or_default();
+    let marked = AGENTS.iter().find(|agent| agent.markers.iter().any(|marker| variables.contains(*marker)));
+    let (pid, agent) = choose(&line, marked, None)?;
+    let (process, _) = ProcessRef::observe(pid).filter(|_| pinned.is_alive())?;
+    Some(Owner { agent: Some(agent.name.to_owned()), session: None, process })
 }
 
 fn detected() -> Option<&'static Agent> {

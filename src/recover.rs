@@ -42,6 +42,7 @@ pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<En
         verified: survivors.is_empty(),
         killed,
         exceeded: None,
+        never_listened: None,
         survivors,
     };
     // What it says is for the run's own person, who is not here.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::ports::{self, ClaimMode, PortChoice, PortRange};
 use crate::sys::process::Pid;
 use crate::sys::signal::Signal;
 
@@ -186,6 +187,20 @@ pub struct RunSpec {
     pub cgroup: bool,
     /// Limits of each process and of the tree.
     pub limits: Limits,
+    /// The ports that are claimed for the run.
+    pub ports: Vec<PortChoice>,
+    /// How they are kept until the command binds them.
+    pub claim: ClaimMode,
+    /// Whether who holds the port or the name is ended, without asking.
+    pub force: bool,
+    /// Whether that goes for a run of another living owner too.
+    pub steal: bool,
+    /// Whether the next free port is taken if one is held.
+    pub fallback: bool,
+    /// Where any port is looked for.
+    pub port_range: PortRange,
+    /// Names of programs that are never ended for a port.
+    pub protect: Vec<String>,
     /// How much is said on stderr.
     pub verbosity: Verbosity,
 }
@@ -217,6 +232,13 @@ impl RunSpec {
             isolation: Isolation::None,
             cgroup: true,
             limits: Limits::default(),
+            ports: Vec::new(),
+            claim: ClaimMode::Hold,
+            force: false,
+            steal: false,
+            fallback: false,
+            port_range: ports::DEFAULT_RANGE,
+            protect: Vec::new(),
             verbosity: Verbosity::Normal,
         }
     }

@@ -84,6 +84,14 @@ pub fn environment(record: &Record, managed: &Path) -> Vec<(OsString, OsString)>
         (vars::DIR.into(), managed.into()),
         (vars::TMPDIR.into(), managed.into()),
     ];
+    if let Some(first) = record.ports.first() {
+        set.push((vars::PORT.into(), first.to_string().into()));
+        // Its own machine's: what an agent starts is not for the network, unless --env says so.
+        set.push((vars::HOST.into(), "127.0.0.1".into()));
+    }
+    for (index, port) in record.ports.iter().enumerate() {
+        set.push((format!("{}{index}", vars::PORT).into(), port.to_string().into()));
+    }
     if !record.parents.is_empty() {
         let parents: Vec<&str> = record.parents.iter().map(RunId::as_str).collect();
         set.push((vars::PARENTS.into(), parents.join(",").into()));

@@ -1,7 +1,7 @@
 //! Where a setting comes from: flag, then environment, then `agent-run.toml` in the working directory or
 //! above, then the user's `config.toml`, then the default. Resolved here and nowhere else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
@@ -14,6 +14,7 @@ use toml::de::{DeTable, DeValue};
 use crate::env as vars;
 use crate::lease::{parse_duration, parse_limit};
 use crate::limits::{Bound, Limits, Unit, parse_bound, parse_percent, parse_size};
+use crate::ports::{ClaimMode, DEFAULT_FREED, PortRange, parse_list, parse_range};
 use crate::run::{Isolation, Keep, OwnerChoice, RunSpec, Verbosity};
 use crate::sys::signal::Signal;
 
@@ -24,7 +25,7 @@ pub const USER_FILE: &str = "agent-run/config.toml";
 
 /// Every setting, as it stands in a file. The flag has `-` for `_`, the variable is `AGENT_RUN_` and
 /// the name in capitals.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 24] = [
     "ttl",
     "idle",
     "grace",
@@ -44,7 +45,15 @@ pub const KEYS: [&str; 19] = [
     "data",
     "core",
     "cpu_time",
+    "claim",
+    "fallback",
+    "port_range",
+    "free_ports",
+    "protect",
 ];
+
+/// Those of more than one value.
+const LISTS: [&str; 2] = ["free_ports", "protect"];
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,13 +179,21 @@ fn parse_file(path: &Path, text: &str) -> Result<Layer, SettingError> {
             return Err(SettingError::Unknown { path: path.to_owned(), line, key });
         };
         let origin = Origin::File(path.to_owned(), line);
-        let Some(text) = scalar(value.get_ref()) else {
+        let read = if LISTS.contains(&key) { list } else { scalar };
+        let Some(text) = read(value.get_ref()) else {
             let why = "write one value, as in \"1h\" or 1024".to_owned();
             return Err(SettingError::Value { key, origin, why });
         };
         layer.insert(key, (text, origin));
     }
     Ok(layer)
+}
+
+/// A list is its values with commas between, as in a variable.
+fn list(value: &DeValue<'_>) -> Option<String> {
+    let DeValue::Array(values) = value else { return scalar(value) };
+    let words: Option<Vec<String>> = values.iter().map(|value| scalar(value.get_ref())).collect();
+    Some(words?.join(","))
 }
 
 fn scalar(value: &DeValue<'_>) -> Option<String> {
@@ -207,12 +224,37 @@ impl Resolved {
         self.take("cgroup", &mut spec.cgroup, parse_truth)?;
         self.take("scratch", &mut spec.scratch, parse_truth)?;
         self.take("preserve_status", &mut spec.preserve_status, parse_truth)?;
+        self.take("claim", &mut spec.claim, parse_claim)?;
+        self.take("fallback", &mut spec.fallback, parse_truth)?;
+        self.take("port_range", &mut spec.port_range, |text| parse_range(text).map_err(|it| it.to_string()))?;
+        self.take("protect", &mut spec.protect, |text| Ok(names(text)))?;
         let mut quiet = false;
         self.take("quiet", &mut quiet, parse_truth)?;
         if quiet && spec.verbosity == Verbosity::Normal {
             spec.verbosity = Verbosity::Quiet;
         }
         self.apply_limits(&mut spec.limits)
+    }
+
+    /// Returns the names of programs that are never ended for a port.
+    pub fn protected(&self) -> Result<Vec<String>, SettingError> {
+        let mut protected = Vec::new();
+        self.take("protect", &mut protected, |text| Ok(names(text)))?;
+        Ok(protected)
+    }
+
+    /// Returns where any port is looked for.
+    pub fn port_range(&self) -> Result<Option<PortRange>, SettingError> {
+        let mut range = None;
+        self.take("port_range", &mut range, |text| parse_range(text).map(Some).map_err(|it| it.to_string()))?;
+        Ok(range)
+    }
+
+    /// Returns the ports that `port free all` means.
+    pub fn freed_ports(&self) -> Result<BTreeSet<u16>, SettingError> {
+        let mut ports = DEFAULT_FREED.into_iter().collect();
+        self.take("free_ports", &mut ports, |text| parse_list(text).map_err(|error| error.to_string()))?;
+        Ok(ports)
     }
 
     fn apply_limits(&self, limits: &mut Limits) -> Result<(), SettingError> {
@@ -292,6 +334,18 @@ fn parse_owner(text: &str) -> Result<OwnerChoice, String> {
             format!("'{}' is neither auto, parent, none nor a process id", text.escape_debug())
         }),
     }
+}
+
+fn parse_claim(text: &str) -> Result<ClaimMode, String> {
+    let known = [ClaimMode::Hold, ClaimMode::Release, ClaimMode::ListenFd];
+    let found = known.into_iter().find(|mode| mode.word() == text);
+    found.ok_or_else(|| {
+        format!("'{}' is no way to claim a port: write hold, release or listen-fd", text.escape_debug())
+    })
+}
+
+fn names(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
 fn parse_isolation(text: &str) -> Result<Isolation, String> {

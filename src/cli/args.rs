@@ -13,9 +13,10 @@ Verbs (as the first argument):
   renew RUN DURATION   grant the lease anew, from now on
   logs RUN [-f]        show the output of a run that has a --log
   wait RUN             wait for the end, and return the run's code
+  port                 show, free, pick and diagnose ports
   doctor               tell what holds runs together on this machine
   run                  the same as no verb
-RUN is an id, a unique beginning of one, or a name. A verb's own options: agent-run VERB --help.
+RUN is an id, a unique beginning of one, a name, or a port (:8080). A verb's own options: agent-run VERB --help.
 
 Settings also come from AGENT_RUN_TTL and so on, from agent-run.toml in this directory or above, and from
 ~/.config/agent-run/config.toml.
@@ -73,6 +74,27 @@ pub(super) struct RunCli {
     /// Append what happens to this file, one JSON object a line
     #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
     pub(super) events: Option<PathBuf>,
+    /// Claim a port for the life of the run: P, LO-HI, auto; in PORT, HOST and {port}; repeatable
+    #[arg(long = "port", value_name = "P", allow_hyphen_values = true)]
+    pub(super) ports: Vec<String>,
+    /// How the port is kept until the command binds it: hold, release, listen-fd [default: hold]
+    #[arg(long, value_name = "HOW", allow_hyphen_values = true)]
+    pub(super) claim: Option<String>,
+    /// End who holds the port or the name, without asking
+    #[arg(long)]
+    pub(super) force: bool,
+    /// With --force: also a run of another owner who is alive
+    #[arg(long, requires = "force")]
+    pub(super) steal: bool,
+    /// If the port is held, take the next free one
+    #[arg(long)]
+    pub(super) fallback: bool,
+    /// Where auto looks for a port [default: 8080-9500]
+    #[arg(long, value_name = "LO-HI", allow_hyphen_values = true)]
+    pub(super) port_range: Option<String>,
+    /// Programs that are never ended for a port, with commas
+    #[arg(long, value_name = "NAMES", allow_hyphen_values = true)]
+    pub(super) protect: Option<String>,
     /// Whose death ends the run: auto (the nearest coding agent), parent, none, PID [default: none]
     #[arg(long, value_name = "WHO", allow_hyphen_values = true)]
     pub(super) owner: Option<String>,
@@ -148,8 +170,90 @@ pub(super) enum Verb {
     Logs(LogsArgs),
     /// Wait for the end, and return the run's code
     Wait(WaitArgs),
+    /// Show who holds ports, free them, pick free ones, and say what is wrong with one
+    #[command(subcommand)]
+    Port(PortVerb),
     /// Tell which rungs of containment can be had here, and what to do about the others
     Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PortVerb {
+    /// Show who holds these ports, or every port that somebody listens on
+    Show(PortShowArgs),
+    /// End who listens on these ports: politely, then by force; exit code 0 if all are free in the end
+    Free(PortFreeArgs),
+    /// Print free ports
+    Pick(PortPickArgs),
+    /// Tell all that can be known of one port, and what to do about it
+    Diagnose(PortDiagnoseArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PortShowArgs {
+    /// Ports or ranges
+    #[arg(value_name = "PORT")]
+    pub(super) ports: Vec<String>,
+    /// Answer with one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PortFreeArgs {
+    /// Ports or ranges; all for those of the setting free_ports (8000 8080 3000)
+    #[arg(value_name = "PORT", required = true)]
+    pub(super) ports: Vec<String>,
+    /// Do not ask (nothing is asked without a terminal)
+    #[arg(short, long)]
+    pub(super) yes: bool,
+    /// Say what would be ended, and end nothing
+    #[arg(short = 'n', long)]
+    pub(super) dry_run: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Time between SIGTERM and SIGKILL [default: 5s]
+    #[arg(short = 'k', long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) grace: Option<String>,
+    /// Also end a parent that starts a server again
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Also end runs of other owners who are alive
+    #[arg(long)]
+    pub(super) steal: bool,
+    /// Answer with one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PortPickArgs {
+    /// Where to look [default: 8080-9500]
+    #[arg(long, value_name = "LO-HI", allow_hyphen_values = true)]
+    pub(super) range: Option<String>,
+    /// How many
+    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    pub(super) number: u16,
+    /// Run COMMAND with the port claimed, as agent-run --port does
+    #[arg(long)]
+    pub(super) hold: bool,
+    /// Answer with one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+    /// For --hold: the command and its arguments
+    #[arg(trailing_var_arg = true, requires = "hold", value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PortDiagnoseArgs {
+    /// The port
+    #[arg(value_name = "PORT")]
+    pub(super) port: String,
+    /// Answer with one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -182,7 +286,7 @@ pub(super) struct PsArgs {
 pub(super) struct StatusArgs {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Id, beginning of one, or name
+    /// Id, beginning of one, name, or :PORT
     #[arg(value_name = "RUN")]
     pub(super) run: Option<String>,
 }
@@ -191,7 +295,7 @@ pub(super) struct StatusArgs {
 pub(super) struct StopArgs {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Ids, beginnings of them, or names
+    /// Ids, beginnings of them, names, or :PORTs
     #[arg(value_name = "RUN")]
     pub(super) runs: Vec<String>,
     /// All live runs
@@ -209,7 +313,7 @@ pub(super) struct StopArgs {
 pub(super) struct RenewArgs {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Id, beginning of one, or name (none with --label), then the time from now on
+    /// Id, beginning of one, name, or :PORT (none with --label), then the time from now on
     #[arg(value_name = "RUN DURATION", required = true, num_args = 1..=2)]
     pub(super) words: Vec<String>,
 }
@@ -218,7 +322,7 @@ pub(super) struct RenewArgs {
 pub(super) struct LogsArgs {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Id, beginning of one, or name
+    /// Id, beginning of one, name, or :PORT
     #[arg(value_name = "RUN")]
     pub(super) run: Option<String>,
     /// Go on until the run ends
@@ -230,7 +334,7 @@ pub(super) struct LogsArgs {
 pub(super) struct WaitArgs {
     #[command(flatten)]
     pub(super) common: Common,
-    /// Id, beginning of one, or name
+    /// Id, beginning of one, name, or :PORT
     #[arg(value_name = "RUN")]
     pub(super) run: Option<String>,
     /// Give up after this time, with code 124

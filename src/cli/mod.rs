@@ -3,6 +3,8 @@
 mod args;
 mod doctor;
 mod logs;
+mod person;
+mod port;
 mod printer;
 mod ps;
 mod renew;
@@ -26,13 +28,13 @@ use crate::failure::Failure;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
 use crate::sys::signal;
-use args::{RunCli, Verb, VerbCli};
+use args::{PortVerb, RunCli, Verb, VerbCli};
 use printer::Printer;
 
 /// Words that are verbs as the very first argument. Those of `LATER` are kept for what is to come, so
 /// that a command of that name does not change its meaning one day.
-const VERBS: [&str; 8] = ["run", "ps", "status", "stop", "renew", "logs", "wait", "doctor"];
-const LATER: [&str; 5] = ["server", "session", "port", "sweep", "mcp"];
+const VERBS: [&str; 9] = ["run", "ps", "status", "stop", "renew", "logs", "wait", "port", "doctor"];
+const LATER: [&str; 4] = ["server", "session", "sweep", "mcp"];
 
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
@@ -68,6 +70,11 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
         Err(error) => return explain(&error, Form::Verb { json }),
         Ok(cli) => cli.verb,
     };
+    if let Verb::Port(PortVerb::Pick(args)) = &verb
+        && let Some(words) = port::command_to_hold(args)
+    {
+        return run_form(words);
+    }
     let printer = Printer::new(json);
     let done = match verb {
         Verb::Ps(args) => ps::run(&args, &printer),
@@ -75,6 +82,7 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
         Verb::Stop(args) => stop::run(&args, &printer),
         Verb::Renew(args) => renew::run(&args, &printer),
         Verb::Logs(args) => logs::run(&args, &printer),
+        Verb::Port(verb) => port::run(&verb, &printer),
         Verb::Doctor(args) => doctor::run(&args, &printer),
         Verb::Wait(args) => wait::run(&args, &printer),
     };

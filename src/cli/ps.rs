@@ -52,7 +52,7 @@ pub(super) fn run(args: &PsArgs, printer: &Printer) -> Result<u8, Failure> {
 }
 
 fn print(rows: &[(SeenRun, Option<Usage>)], printer: &Printer) {
-    let header = ["ID", "NAME", "STATE", "AGE", "LEFT", "MEMORY", "PROCS", "COMMAND"];
+    let header = ["ID", "NAME", "STATE", "AGE", "LEFT", "MEMORY", "PROCS", "PORT", "COMMAND"];
     let cells: Vec<Vec<String>> = rows.iter().map(|(run, usage)| row(run, usage.as_ref())).collect();
     let width = if stdout().is_terminal() { tty::width() } else { None };
     printer.answer(&table::layout(&header, &cells, width));
@@ -66,6 +66,7 @@ fn row(run: &SeenRun, usage: Option<&Usage>) -> Vec<String> {
             run.id.to_string(),
             none(),
             run.state.word().to_owned(),
+            none(),
             none(),
             none(),
             none(),
@@ -84,6 +85,7 @@ fn row(run: &SeenRun, usage: Option<&Usage>) -> Vec<String> {
         record.time_left().filter(|_| record.end.is_none()).map_or_else(none, view::brief),
         usage.map_or_else(none, |usage| format_size(usage.rss_bytes)),
         usage.map_or_else(none, |usage| usage.pids.to_string()),
+        record.ports.first().map_or_else(none, u16::to_string),
         view::command_line(record),
     ]
 }

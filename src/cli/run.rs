@@ -4,10 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::args::RunCli;
+use super::person::AtTerminal;
 use crate::exit::Ending;
 use crate::failure::Failure;
 use crate::guard::say;
 use crate::launch::{self, LaunchError};
+use crate::ports;
 use crate::run::{RunSpec, Verbosity, parse_name};
 use crate::settings::{self, Layer, Origin, Resolved};
 use crate::sys::files;
@@ -22,7 +24,7 @@ pub(super) fn run(mut cli: RunCli) -> Result<Ending, Failure> {
     if spec.verbosity == Verbosity::Verbose {
         resolved.explain().iter().for_each(|line| say(line));
     }
-    match launch::here(spec, started) {
+    match launch::here(spec, started, &AtTerminal) {
         // A signal before the start: as without us.
         Err(LaunchError::Interrupted(signal)) => Ok(Ending::DieOf(signal)),
         result => Ok(result?),
@@ -40,6 +42,9 @@ fn layer(cli: &mut RunCli) -> Layer {
         ("owner", &mut cli.owner),
         ("isolate", &mut cli.isolate),
         ("cgroup", &mut cli.cgroup),
+        ("claim", &mut cli.claim),
+        ("port_range", &mut cli.port_range),
+        ("protect", &mut cli.protect),
         ("memory", &mut cli.memory),
         ("cpu", &mut cli.cpu),
         ("pids", &mut cli.pids),
@@ -49,7 +54,12 @@ fn layer(cli: &mut RunCli) -> Layer {
         ("core", &mut cli.core),
         ("cpu_time", &mut cli.cpu_time),
     ];
-    let switches = [("scratch", cli.scratch), ("preserve_status", cli.preserve_status), ("quiet", cli.quiet)];
+    let switches = [
+        ("scratch", cli.scratch),
+        ("preserve_status", cli.preserve_status),
+        ("quiet", cli.quiet),
+        ("fallback", cli.fallback),
+    ];
     let typed = values.into_iter().filter_map(|(key, value)| Some((key, (value.take()?, Origin::Flag))));
     let switched =
         switches.into_iter().filter(|(_, on)| *on).map(|(key, _)| (key, ("true".to_owned(), Origin::Flag)));
@@ -66,6 +76,11 @@ fn spec(cli: RunCli) -> Result<RunSpec, Failure> {
     spec.name = name.map_err(|error| Failure::usage(format!("--name: {error}"), "nothing was started"))?;
     spec.labels = cli.labels.iter().map(|label| parse_label(label)).collect::<Result<_, _>>()?;
     spec.env = cli.env.into_iter().map(parse_variable).collect::<Result<_, _>>()?;
+    let choices = cli.ports.iter().map(|text| ports::parse_choice(text)).collect::<Result<_, _>>();
+    spec.ports =
+        choices.map_err(|error| Failure::usage(format!("--port: {error}"), "nothing was started"))?;
+    spec.force = cli.force;
+    spec.steal = cli.steal;
     spec.copies = cli.copies;
     spec.chdir = cli.chdir;
     spec.log = cli.log.map(absolute);

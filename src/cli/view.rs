@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::lease::format_duration;
-use crate::registry::record::{Owner, Record, RecordError, State};
+use crate::owner;
+use crate::registry::record::{Record, RecordError, State};
 use crate::registry::seen::SeenRun;
 use crate::teardown::marks::Marks;
 use crate::usage::Usage;
@@ -23,7 +24,7 @@ pub(super) fn json(run: &SeenRun, usage: Option<Usage>, idle_s: Option<f64>) -> 
 }
 
 /// Fields of every answer that a run of this kind does not have.
-const ABSENT: [&str; 3] = ["port", "url", "ready_at"];
+const ABSENT: [&str; 1] = ["ready_at"];
 
 fn record_json(record: &Record) -> Value {
     // A record was made of JSON or can be: its maps have string keys only.
@@ -31,7 +32,8 @@ fn record_json(record: &Record) -> Value {
     for field in ABSENT {
         value[field] = Value::Null;
     }
-    value["ports"] = json!([]);
+    value["port"] = json!(record.ports.first());
+    value["url"] = json!(record.url());
     value["restarts"] = json!(0);
     value
 }
@@ -120,18 +122,14 @@ pub(super) fn lines(run: &SeenRun, usage: Option<Usage>, idle_s: Option<f64>) ->
         add("idle", idle_s.and_then(|idle| Duration::try_from_secs_f64(idle).ok()).map(format_duration));
         add("leader", record.leader.as_ref().map(|leader| format!("pid {}", leader.pid)));
     }
-    add("owner", record.owner.as_ref().map(owner));
+    let ports: Vec<String> = record.ports.iter().map(u16::to_string).collect();
+    add("port", Some(ports.join(" ")).filter(|text| !text.is_empty()));
+    add("url", record.url());
+    add("owner", record.owner.as_ref().map(owner::title));
     add("uses", usage.map(|usage| uses(&usage)));
     add("directory", record.dir.clone());
     add("log", record.log.clone());
     lines
-}
-
-fn owner(owner: &Owner) -> String {
-    let agent = owner.agent.as_deref().unwrap_or("process");
-    let session =
-        owner.session.as_ref().map_or(String::new(), |session| format!(", session {}", shown(session)));
-    format!("{agent}, pid {}{session}", owner.process.pid)
 }
 
 fn uses(usage: &Usage) -> String {

@@ -34,6 +34,9 @@ pub enum Request {
     Stop {
         /// Seconds between the polite signal and SIGKILL; null for the run's own grace.
         grace_s: Option<f64>,
+        /// Whether somebody wants its port or its name.
+        #[serde(default)]
+        displaced: bool,
     },
     /// Grant the lease anew, from now on.
     Renew {
@@ -86,7 +89,11 @@ mod tests {
 
     #[test]
     fn messages_survive_the_wire() {
-        for request in [Request::Stop { grace_s: Some(0.5) }, Request::Renew { ttl_s: None }, Request::Live] {
+        for request in [
+            Request::Stop { grace_s: Some(0.5), displaced: true },
+            Request::Renew { ttl_s: None },
+            Request::Live,
+        ] {
             assert_eq!(decode::<Request>(&encode(request.clone())), Ok(request));
         }
         let answer = Answer::Refused { message: "a \"reason\"\n".into() };

@@ -26,6 +26,7 @@ use crate::sys::clock::{BootTime, Timer};
 use crate::sys::fault;
 use crate::sys::process::{self, Pid};
 use crate::sys::signal::{self, Signal, SignalQueue};
+use crate::sys::tcp::Reservation;
 use crate::sys::waits;
 use crate::teardown::prey::Bounds;
 use crate::teardown::progress::KILL_FOR;
@@ -62,6 +63,8 @@ pub struct Guard {
     pub keeper: Option<Keeper>,
     /// What holds the tree together, beside us.
     pub bounds: Bounds,
+    /// The ports, held so that they are until both of us are dead.
+    pub claims: Vec<Reservation>,
     /// The file of `--events`.
     pub events: Events,
 }

@@ -48,8 +48,16 @@ impl Guard {
         let reason = Reason::SupervisorLost;
         let leader = tree.leader_ended();
         let ending = exit::ending(&Facts { reason, leader, verified, preserve_status: false });
-        let outcome =
-            Outcome { reason, leader, ending, verified, killed: tree.killed(), exceeded: None, survivors };
+        let outcome = Outcome {
+            reason,
+            leader,
+            ending,
+            verified,
+            killed: tree.killed(),
+            exceeded: None,
+            never_listened: None,
+            survivors,
+        };
         let message = conclude(&mut self.run, &self.spec, &outcome, &mut self.events);
         self.give_terminal_back(true);
         message.iter().for_each(|message| say(message));

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::exit::{Ending, Reason};
 use crate::limits::Limits;
+use crate::ports::ClaimMode;
 use crate::run::{Keep, RunId, RunSpec};
 use crate::sys::clock::BootTime;
 use crate::sys::process::{self, Pid, ProcessRef};
@@ -205,6 +206,12 @@ pub struct Record {
     /// Its cgroup.
     #[serde(default)]
     pub cgroup: Option<String>,
+    /// Its ports, in the order in which they were asked for.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// How they are kept until the command binds them.
+    #[serde(default)]
+    pub claim: Option<ClaimMode>,
     /// The managed directory; null once it has been removed.
     pub dir: Option<String>,
     /// What becomes of it.
@@ -245,6 +252,8 @@ impl Record {
             limits: spec.limits.clone(),
             containment: "subreaper".to_owned(),
             cgroup: None,
+            ports: Vec::new(),
+            claim: None,
             dir: None,
             keep: spec.keep,
             log: spec.log.as_ref().map(|path| path.to_string_lossy().into_owned()),
@@ -265,6 +274,11 @@ impl Record {
     pub fn time_left(&self) -> Option<Duration> {
         let deadline = Duration::try_from_secs_f64(self.deadline_boot_s?).ok()?;
         Some(BootTime::from_boot(deadline).saturating_since(BootTime::now()))
+    }
+
+    /// Returns where its first port answers, if it is a web server.
+    pub fn url(&self) -> Option<String> {
+        self.ports.first().map(|port| format!("http://127.0.0.1:{port}"))
     }
 
     /// Returns what a person calls the run: its name, else its id.

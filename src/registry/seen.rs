@@ -27,7 +27,8 @@ pub struct SeenRun {
 }
 
 impl SeenRun {
-    pub(super) fn name(&self) -> Option<&str> {
+    /// Returns its name, if it has one and its entry can be read.
+    pub fn name(&self) -> Option<&str> {
         self.record.as_ref().ok()?.name.as_deref()
     }
 
@@ -104,9 +105,14 @@ pub fn ended(root: &Root) -> Vec<SeenRun> {
     found
 }
 
-/// Finds the run that `selector` means: an id, a unique beginning of one, or a name. Unfinished runs
-/// go before finished ones; of finished ones with the same name the last is meant.
+/// Finds the run that `selector` means: an id, a unique beginning of one, a name, or `:PORT`. Unfinished runs
+/// go before finished ones; of finished ones with the same name or port the last is meant.
 pub fn find(root: &Root, selector: &str) -> Result<SeenRun, RegistryError> {
+    if let Some(port) = selector.strip_prefix(':').and_then(|text| text.parse().ok()) {
+        let has_it = |run: &SeenRun| run.record.as_ref().is_ok_and(|record| record.ports.contains(&port));
+        let found = runs(root).into_iter().find(has_it).or_else(|| ended(root).into_iter().find(has_it));
+        return found.ok_or_else(|| RegistryError::Unknown(selector.to_owned()));
+    }
     if let Some(run) = pick(runs(root), selector)? {
         return Ok(run);
     }

@@ -11,11 +11,12 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use super::lookout::Lookout;
 use super::machine::{Action, Event, Machine, Policy, Verdict};
 use super::meter::{Excess, Meter};
 use super::relay::Relay;
 use super::requests::{self, Asked};
-use super::{Handover, Supervised};
+use super::{Claims, Handover, Supervised};
 use crate::control::link::{Heard, Link, ToGuard, ToSupervisor};
 use crate::control::{Answer, Request};
 use crate::ending::{Events, Outcome, conclude};
@@ -65,6 +66,9 @@ struct Driver {
     tree: ProcessTree,
     callers: super::CallersTerminal,
     owner: Option<Pidfd>,
+    /// Held until the run is over.
+    _claims: Claims,
+    lookout: Option<Lookout>,
     meter: Option<Meter>,
     exceeded: Option<Exceeded>,
     guard_lost: bool,
@@ -82,8 +86,9 @@ impl Driver {
         lease: Option<lease::Lease>,
         namespace: Option<(Pid, Lifeline)>,
     ) -> Driver {
-        let Handover { spec, run, link, events, callers, owner, cell, .. } = handover;
+        let Handover { spec, run, link, events, callers, owner, cell, claims, .. } = handover;
         let now = BootTime::now();
+        let lookout = Lookout::of(&claims, now);
         let machine = Machine::new(Policy::of(&spec), lease, now);
         let meter = Meter::of(&spec.limits, cell.as_ref(), now);
         let (init, lifeline) = namespace.unzip();
@@ -107,6 +112,8 @@ impl Driver {
             tree,
             callers,
             owner,
+            _claims: claims,
+            lookout,
             meter,
             exceeded: None,
             guard_lost: false,
@@ -144,8 +151,10 @@ impl Driver {
     }
 
     fn wake_at(&self) -> Option<BootTime> {
-        let meter = self.meter.as_ref().filter(|_| self.machine.is_running()).and_then(Meter::next);
-        self.machine.wake_at().into_iter().chain(meter).min()
+        let running = self.machine.is_running();
+        let meter = self.meter.as_ref().filter(|_| running).and_then(Meter::next);
+        let lookout = self.lookout.as_ref().filter(|_| running).and_then(Lookout::next);
+        self.machine.wake_at().into_iter().chain(meter).chain(lookout).min()
     }
 
     /// Looks at the limits of the tree.
@@ -297,6 +306,9 @@ impl Driver {
         // Nothing is given up before a last look.
         self.carry_out(Vec::new());
         self.measure();
+        if let Some(port) = self.lookout.as_mut().and_then(|lookout| lookout.look(BootTime::now())) {
+            self.events.write("listening", &self.run.record, json!({ "port": port }));
+        }
         self.take_in(Event::Tick);
         let actions = self.machine.judge_idleness(BootTime::now());
         self.carry_out(actions);
@@ -317,8 +329,9 @@ impl Driver {
     fn answer(&mut self, (request, reply): Asked) {
         let seconds = |span: f64| Duration::try_from_secs_f64(span).ok();
         let answer = match request {
-            Request::Stop { grace_s } => {
-                self.take_in(Event::Stop { grace: grace_s.and_then(seconds) });
+            Request::Stop { grace_s, displaced } => {
+                let reason = if displaced { Reason::Displaced } else { Reason::Stop };
+                self.take_in(Event::Stop { grace: grace_s.and_then(seconds), reason });
                 Answer::Done
             }
             Request::Renew { .. } if !self.machine.is_running() => {
@@ -376,6 +389,7 @@ impl Driver {
             verified,
             killed: self.tree.killed(),
             exceeded: self.exceeded.take(),
+            never_listened: self.lookout.as_ref().and_then(Lookout::never_listened),
             survivors,
         };
         let message = conclude(&mut self.run, &self.spec, &outcome, &mut self.events);

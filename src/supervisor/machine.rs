@@ -37,6 +37,8 @@ pub enum Event {
     Stop {
         /// In place of the run's own grace.
         grace: Option<Duration>,
+        /// What the record will say.
+        reason: Reason,
     },
     /// Somebody asked for a new lease; `None` for none.
     Renew(Option<Duration>),
@@ -229,7 +231,7 @@ impl Machine {
             Event::OwnerGone => self.end(Reason::OwnerGone, self.policy.signal, None, now),
             // As the kernel would: what is out of bounds gets no time to go further.
             Event::Exceeded(reason) => self.end(reason, self.policy.signal, Some(Duration::ZERO), now),
-            Event::Stop { grace } => self.stop(grace, now),
+            Event::Stop { grace, reason } => self.stop(grace, reason, now),
             Event::Renew(ttl) => self.renew(ttl, now),
             Event::Activity => {
                 if let Some(idle) = &mut self.idle {
@@ -357,14 +359,14 @@ impl Machine {
         }
     }
 
-    fn stop(&mut self, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
+    fn stop(&mut self, grace: Option<Duration>, reason: Reason, now: BootTime) -> Vec<Action> {
         if let Phase::Ending { progress, .. } = &mut self.phase {
             if let Some(grace) = grace {
                 progress.shorten(grace, now);
             }
             return self.teardown_due(now);
         }
-        self.end(Reason::Stop, self.policy.signal, grace, now)
+        self.end(reason, self.policy.signal, grace, now)
     }
 
     fn renew(&mut self, ttl: Option<Duration>, now: BootTime) -> Vec<Action> {

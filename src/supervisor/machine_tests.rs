@@ -43,12 +43,12 @@ fn each_reason_ends_the_run_with_its_code() {
             Ending::Code(124),
         ),
         (
-            &[(5, Event::Stop { grace: None }), (6, exited(0)), (6, Event::TreeEmpty)],
+            &[(5, Event::Stop { grace: None, reason: Reason::Stop }), (6, exited(0)), (6, Event::TreeEmpty)],
             Reason::Stop,
             Ending::Code(0),
         ),
         (
-            &[(5, Event::Stop { grace: None }), (6, DEAD), (6, Event::TreeEmpty)],
+            &[(5, Event::Stop { grace: None, reason: Reason::Stop }), (6, DEAD), (6, Event::TreeEmpty)],
             Reason::Stop,
             Ending::DieOf(Signal::TERM),
         ),
@@ -72,7 +72,7 @@ fn each_reason_ends_the_run_with_its_code() {
         (
             &[
                 (10_000, Event::Tick),
-                (10_001, Event::Stop { grace: None }),
+                (10_001, Event::Stop { grace: None, reason: Reason::Stop }),
                 (10_002, DEAD),
                 (10_002, Event::TreeEmpty),
             ],
@@ -90,7 +90,7 @@ fn each_reason_ends_the_run_with_its_code() {
 #[test]
 fn the_tree_gets_its_grace_and_then_sigkill() {
     let mut machine = machine();
-    let (actions, _) = play(&mut machine, &[(5, Event::Stop { grace: None })]);
+    let (actions, _) = play(&mut machine, &[(5, Event::Stop { grace: None, reason: Reason::Stop })]);
     assert_eq!(actions, [ENTER, ASK]);
     assert_eq!(machine.step(Event::Tick, at(25)), [ASK_NEW]);
     assert_eq!(machine.wake_at(), Some(at(305)));
@@ -136,7 +136,7 @@ fn who_is_deaf_to_int_is_asked_by_term_when_the_leader_has_gone() {
 #[test]
 fn newcomers_are_asked_during_the_grace_and_killed_after_it() {
     let mut machine = machine();
-    machine.step(Event::Stop { grace: None }, at(5));
+    machine.step(Event::Stop { grace: None, reason: Reason::Stop }, at(5));
     assert_eq!(machine.step(Event::Tick, at(25)), [ASK_NEW]);
     // Deaths close to each other are one reason to look, not many.
     for time in 100..110 {
@@ -152,14 +152,14 @@ fn newcomers_are_asked_during_the_grace_and_killed_after_it() {
 #[test]
 fn no_grace_means_sigkill_at_once() {
     let mut machine = Machine::new(Policy { grace: Duration::ZERO, ..policy() }, None, at(0));
-    let actions = machine.step(Event::Stop { grace: None }, at(5));
+    let actions = machine.step(Event::Stop { grace: None, reason: Reason::Stop }, at(5));
     assert_eq!(actions, [Action::EnterTeardown { grace: Duration::ZERO }, KILL]);
 }
 
 #[test]
 fn what_cannot_be_killed_is_said() {
     let mut machine = machine();
-    machine.step(Event::Stop { grace: None }, at(0));
+    machine.step(Event::Stop { grace: None, reason: Reason::Stop }, at(0));
     for time in (300..=10_400).step_by(10) {
         machine.step(Event::Tick, at(time));
     }
@@ -177,7 +177,7 @@ fn a_renewed_lease_ends_later_and_one_taken_away_never() {
     machine.step(Event::Renew(None), at(9_500));
     assert_eq!(machine.wake_at(), None);
     // Too late: the run is ending.
-    machine.step(Event::Stop { grace: None }, at(9_600));
+    machine.step(Event::Stop { grace: None, reason: Reason::Stop }, at(9_600));
     assert_eq!(machine.step(Event::Renew(Some(hour)), at(9_700)), []);
 }
 

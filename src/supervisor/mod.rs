@@ -5,6 +5,7 @@
 
 mod driver;
 mod init;
+mod lookout;
 pub mod machine;
 mod meter;
 mod relay;
@@ -12,7 +13,8 @@ mod requests;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -24,6 +26,7 @@ use crate::control::link::{Link, ToGuard};
 use crate::ending::{Events, Outcome, conclude};
 use crate::exit::{self, Ending, Reason};
 use crate::lease::Lease;
+use crate::ports::ClaimMode;
 use crate::registry::record::State;
 use crate::registry::store::{LiveRun, SOCKET};
 use crate::run::{Isolation, RunSpec};
@@ -35,6 +38,7 @@ use crate::sys::namespace::{self, Lifeline, Lifelines};
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef};
 use crate::sys::signal::Signal;
 use crate::sys::spawn::{self, Rlimit};
+use crate::sys::tcp::Reservation;
 use crate::sys::tty::{Modes, Terminal};
 use crate::sys::{fault, files, inherit, net, signal};
 
@@ -61,8 +65,42 @@ pub struct Handover {
     pub cell: Option<Cell>,
     /// The pipes into the init of the run's pid namespace, if it gets one.
     pub lifelines: Option<Lifelines>,
+    /// The ports of the run.
+    pub claims: Claims,
     /// Gets the run's id when the command has been started.
     pub started: Option<File>,
+}
+
+/// The ports of the run, and how they are kept.
+#[derive(Debug)]
+pub struct Claims {
+    /// Until when, and how.
+    pub mode: ClaimMode,
+    /// The sockets; the guard has them too.
+    pub ports: Vec<Reservation>,
+    /// Ends when the guard has let go of what is to be let go.
+    pub guard_let_go: PipeReader,
+}
+
+impl Claims {
+    /// Returns the sockets that the command gets.
+    fn passed_on(&self) -> Vec<RawFd> {
+        let passed = self.ports.iter().filter(|_| self.mode == ClaimMode::ListenFd);
+        passed.map(Reservation::descriptor).collect()
+    }
+
+    /// Makes them ready for the command, which is executed next.
+    fn make_ready(&mut self) -> io::Result<()> {
+        match self.mode {
+            ClaimMode::Hold => Ok(()),
+            ClaimMode::ListenFd => self.ports.iter().try_for_each(Reservation::listen),
+            ClaimMode::Release => {
+                self.ports.clear();
+                // A guard that dies now lets go of them too.
+                self.guard_let_go.read(&mut [0]).map(drop)
+            }
+        }
+    }
 }
 
 /// The terminal as the caller had it.
@@ -115,7 +153,7 @@ impl LaunchFailure {
 
 impl Supervised {
     fn start(handover: &mut Handover) -> Result<Supervised, LaunchFailure> {
-        let Handover { spec, run, link, terminal, log, events, started, cell, .. } = handover;
+        let Handover { spec, run, link, terminal, log, events, started, cell, claims, .. } = handover;
         let lifelines = handover.lifelines.take();
         if lifelines.is_some() {
             namespace::gain_rights().map_err(LaunchFailure::own("cannot make a user namespace"))?;
@@ -124,7 +162,7 @@ impl Supervised {
         fault::step();
         let relay = log.take().map(|log| relay::start(&log)).transpose();
         let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
-        let setup = leader_setup(spec, run, terminal.take(), cell.as_ref(), ends)
+        let setup = leader_setup(spec, run, terminal.take(), cell.as_ref(), claims, ends)
             .map_err(LaunchFailure::own("cannot make the tree lock"))?;
         let namespace = lifelines.map(|lifelines| enter_namespace(lifelines, spec)).transpose();
         let namespace = namespace.map_err(LaunchFailure::own("cannot make a pid namespace"))?;
@@ -133,6 +171,7 @@ impl Supervised {
             .map_err(LaunchFailure::own("there are too few descriptors (ulimit -n)"))?;
         fault::step();
         let program = program(spec, run).map_err(|error| not_executed(spec, &error))?;
+        claims.make_ready().map_err(LaunchFailure::own("cannot hand the port over"))?;
         let leader = leader::start(&program, &setup).map_err(|error| {
             if let Some((init, _)) = &namespace {
                 let _ = process::signal_own_child(*init, Signal::KILL);
@@ -186,6 +225,7 @@ fn leader_setup(
     run: &mut LiveRun,
     terminal: Option<(Terminal, Pid)>,
     cell: Option<&Cell>,
+    claims: &Claims,
     ends: Option<relay::CommandEnds>,
 ) -> io::Result<LeaderSetup> {
     let tree_lock = run.tree_lock()?;
@@ -201,6 +241,7 @@ fn leader_setup(
         tree_lock: Some(tree_lock),
         cgroup: cell.map(Cell::entrance).transpose()?,
         isolated: spec.isolation == Isolation::Pid,
+        sockets: claims.passed_on(),
         outputs: ends.map(|relay::CommandEnds { stdout, stderr }| (stdout, stderr)),
     })
 }
@@ -289,6 +330,7 @@ fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) 
         verified: !children::any_child_lives(),
         killed: 0,
         exceeded: None,
+        never_listened: None,
         survivors: Vec::new(),
     };
     let more = conclude(&mut run, &spec, &outcome, &mut events);

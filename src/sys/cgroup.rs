@@ -44,14 +44,19 @@ pub enum Unusable {
     NoController(String),
 }
 
-/// Returns the directory of the cgroup that this process is in.
-pub fn own() -> Result<PathBuf, Unusable> {
+/// Returns where the hierarchy is mounted, if it is.
+pub fn mount() -> Option<PathBuf> {
     let is_v2 =
         |mount: &&&str| statfs(**mount).is_ok_and(|seen| seen.filesystem_type() == CGROUP2_SUPER_MAGIC);
-    let mount = MOUNTS.iter().find(is_v2).ok_or(Unusable::NoHierarchy)?;
+    MOUNTS.iter().find(is_v2).map(PathBuf::from)
+}
+
+/// Returns the directory of the cgroup that this process is in.
+pub fn own() -> Result<PathBuf, Unusable> {
+    let mount = mount().ok_or(Unusable::NoHierarchy)?;
     let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Unusable::NoHierarchy)?;
-    let directory = PathBuf::from(format!("{mount}{path}"));
+    let directory = PathBuf::from(format!("{}{path}", mount.display()));
     if path.contains("/..") || !directory.exists() {
         return Err(Unusable::NotVisible);
     }
@@ -180,10 +185,14 @@ impl Leaf {
     pub fn processes(&self) -> Vec<Pid> {
         let mut found = Vec::new();
         visit(&self.path, &mut |path| {
-            let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-            found.extend(text.lines().filter_map(|line| line.parse::<Pid>().ok()).filter(|pid| *pid > 0));
+            found.extend(pids_in(&fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default()));
         });
         found
+    }
+
+    /// Returns the processes in it, not those below.
+    pub fn own_processes(&self) -> Vec<Pid> {
+        pids_in(&self.read("cgroup.procs").unwrap_or_default()).collect()
     }
 
     /// Removes it, and what was made below it; it must be empty.
@@ -201,6 +210,11 @@ impl Leaf {
         }
         Ok(())
     }
+}
+
+/// One from another pid namespace is 0.
+fn pids_in(text: &str) -> impl Iterator<Item = Pid> {
+    text.lines().filter_map(|line| line.parse::<Pid>().ok()).filter(|pid| *pid > 0)
 }
 
 /// Visits `path` and all cgroups below it, parents first.

@@ -41,6 +41,8 @@ pub struct LeaderSetup {
     pub cgroup: Option<Entrance>,
     /// Whether it is in a pid namespace that we are not in.
     pub isolated: bool,
+    /// Listening sockets, passed on as `sd_listen_fds(3)` tells: from descriptor 3 on, with LISTEN_PID and LISTEN_FDS.
+    pub sockets: Vec<RawFd>,
     /// In place of the caller's stdout and stderr.
     pub outputs: Option<(OwnedFd, OwnedFd)>,
 }
@@ -105,16 +107,46 @@ struct Pointers {
     /// `sh FILE ARG...`, for a file that is no program; the file is filled in.
     script: Vec<*const libc::c_char>,
     environment: Vec<*const libc::c_char>,
+    /// `LISTEN_PID=` and room for a number, which the child alone knows.
+    listen_pid: Box<[u8; 32]>,
+    _listen_fds: Option<CString>,
 }
 
+const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+
 impl Pointers {
-    fn into(program: &Program) -> Pointers {
+    fn into(program: &Program, setup: &LeaderSetup) -> io::Result<Pointers> {
         let ended = |texts: &[CString]| {
             texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect::<Vec<_>>()
         };
         let words = ended(&program.words);
         let script = [c"sh".as_ptr(), ptr::null()].into_iter().chain(words.iter().skip(1).copied()).collect();
-        Pointers { words, script, environment: ended(&program.environment) }
+        let mut environment = ended(&program.environment);
+        let mut listen_pid = Box::new([0; 32]);
+        let mut listen_fds = None;
+        if !setup.sockets.is_empty() {
+            listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
+            let fds = listen_fds.insert(CString::new(format!("LISTEN_FDS={}", setup.sockets.len()))?);
+            // Before those of the environment, which count if they are there twice only for bad programs.
+            environment.insert(0, fds.as_ptr());
+            environment.insert(0, listen_pid.as_ptr().cast());
+        }
+        Ok(Pointers { words, script, environment, listen_pid, _listen_fds: listen_fds })
+    }
+
+    /// Enters the pid of this process; async-signal-safe.
+    fn enter_pid(&mut self) {
+        let mut digits = [0u8; 10];
+        let mut number = process::own_pid();
+        let mut count = 0;
+        while number > 0 {
+            digits[count] = b'0' + (number % 10) as u8;
+            (number, count) = (number / 10, count + 1);
+        }
+        for (place, digit) in self.listen_pid[LISTEN_PID.len()..].iter_mut().zip(digits[..count].iter().rev())
+        {
+            *place = *digit;
+        }
     }
 }
 
@@ -161,7 +193,8 @@ pub enum StartError {
 /// Starts `program` as the leader of its own process group, with what the caller of `agent-run` had: mask,
 /// dispositions, closed descriptors. Returns after its exec. All signals must be blocked.
 pub fn start(program: &Program, setup: &LeaderSetup) -> Result<Pid, StartError> {
-    let pointers = Pointers::into(program);
+    let pointers = Pointers::into(program, setup)
+        .map_err(|source| StartError::Prepare { step: "pass sockets on", source })?;
     let supervisor = process::own_pid();
     let mut birth = Birth { program, setup, pointers, supervisor, inside: false, failed: None };
     let pid = spawn(&mut birth).map_err(|source| StartError::Prepare { step: "fork", source })?;
@@ -292,6 +325,7 @@ fn become_program(birth: &mut Birth<'_>) -> Unborn {
     match prepared.and_then(|()| enter().map_err(|error| at("enter the directory to start in")(error.into())))
     {
         Ok(()) => {
+            birth.pointers.enter_pid();
             let error = execute(birth.program, &mut birth.pointers);
             Unborn { step: None, errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
         }
@@ -332,6 +366,10 @@ fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> Result<(), Unb
     }
     if let Some(lock) = &setup.tree_lock {
         inherit_high(lock.as_raw_fd());
+    }
+    // Last, since the numbers may be in use for what was needed until now.
+    for (from, to) in setup.sockets.iter().zip(3..) {
+        connect(*from, to).map_err(at("pass a socket on"))?;
     }
     inherit::restore();
     Ok(())

@@ -43,6 +43,8 @@ pub struct Stat {
     pub group: Pid,
     /// The session.
     pub session: Pid,
+    /// The controlling terminal's device number; 0 for none.
+    pub terminal: Pid,
     /// Threads that have not ended.
     pub threads: u64,
     /// CPU time used, in clock ticks (user and system; waited-for children not counted).
@@ -77,6 +79,7 @@ impl Stat {
             parent: signed(4)?,
             group: signed(5)?,
             session: signed(6)?,
+            terminal: signed(7)?,
             threads: number(20)?,
             cpu_ticks: number(14)? + number(15)?,
             children_ticks: number(16)? + number(17)?,

@@ -91,6 +91,12 @@ pub fn own_children() -> Vec<Pid> {
     ParentTable::read().children(process::own_pid())
 }
 
+/// Returns the children of `pid` as they are now. For a look, not for signals; none where the kernel does not tell
+/// (CONFIG_PROC_CHILDREN).
+pub fn children_of(pid: Pid) -> Vec<Pid> {
+    children_by_kernel(pid)
+}
+
 fn prove(pid: Pid, own: Pid, parent: Option<&Member>) -> Option<Member> {
     let Some(parent) = parent else {
         let stat = Stat::read(pid)?;

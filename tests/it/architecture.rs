@@ -4,18 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top. Modules of one line do not import each other.
-const LAYERS: [&[&str]; 14] = [
+const LAYERS: [&[&str]; 16] = [
     &["main"],
     &["cli"],
     &["client", "settings", "failure"],
     &["launch"],
+    &["port"],
+    &["stop"],
     &["guard", "supervisor", "recover"],
     &["ending"],
     &["teardown", "rundir", "control", "owner", "containment"],
     &["usage"],
     &["registry"],
     &["run"],
-    &["exit", "limits"],
+    &["exit", "limits", "ports"],
     &["lease"],
     &["env"],
     &["sys"],

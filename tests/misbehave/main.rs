@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 static LAST: AtomicI32 = AtomicI32::new(0);
 static HANDLERS: Mutex<Vec<(i32, Vec<String>)>> = Mutex::new(Vec::new());
 
+mod net;
 mod vm;
 
 fn main() {
@@ -85,12 +86,29 @@ fn one(verb: &str, after: &[String]) -> usize {
             pause();
             return 0;
         }
+        // Runs the block in a child, and again whenever that ends, until it is told to end itself.
+        "watch" => watch(after),
         _ => {
-            without_argument(verb, after);
-            return 0;
+            return net::one(verb, after).unwrap_or_else(|| {
+                without_argument(verb, after);
+                0
+            });
         }
     }
     1
+}
+
+fn watch(after: &[String]) -> ! {
+    let length = block_length(after);
+    loop {
+        match unsafe { libc::fork() } {
+            0 => {
+                carry_out(&after[..length - 1]);
+                leave(0);
+            }
+            child => unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) },
+        };
+    }
 }
 
 fn without_argument(verb: &str, after: &[String]) {
@@ -192,7 +210,7 @@ fn block_length(words: &[String]) -> usize {
     let mut depth = 1;
     for (index, word) in words.iter().enumerate() {
         match word.as_str() {
-            "child" | "session" | "daemon" | "deep" | "wide" | "on" => depth += 1,
+            "child" | "session" | "daemon" | "deep" | "wide" | "on" | "watch" => depth += 1,
             "end" => depth -= 1,
             _ => {}
         }

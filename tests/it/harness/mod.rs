@@ -97,6 +97,18 @@ impl Place {
         Place { directory, marker }
     }
 
+    /// A port that nobody has; each call gives another.
+    pub(crate) fn port(&self) -> u16 {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let first = 20_000 + std::process::id() * 41 % 8_000;
+        loop {
+            let port = (first + NEXT.fetch_add(1, Ordering::Relaxed)) as u16;
+            if agent_run::sys::tcp::Reservation::take(port).is_ok() {
+                return port;
+            }
+        }
+    }
+
     /// A path within the place.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

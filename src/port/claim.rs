@@ -1,0 +1,261 @@
+//! Taking ports for a run. The kernel is the arbiter: what two ask for at once, one gets.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
+
+use super::displace::{self, Means, Outcome, Registry};
+use super::holders::{self, Search};
+use super::verdict::{Spared, Verdict, judge};
+use super::words;
+use crate::ports::{PortChoice, PortRange};
+use crate::sys::sockets::{self, State};
+use crate::sys::tcp::{self, Reservation};
+
+/// What may be done about a port that is held.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Its holder is ended without asking.
+    pub force: bool,
+    /// The next free one is taken.
+    pub fallback: bool,
+    /// Where any port is looked for.
+    pub range: PortRange,
+    /// How its holder is ended.
+    pub means: Means,
+}
+
+/// The person, if there is one.
+pub trait Person {
+    /// Asks; no is the answer of nobody.
+    fn agrees(&self, question: &str) -> bool;
+    /// Tells one line.
+    fn hears(&self, line: &str);
+}
+
+/// A port that was not taken. Nothing was, then.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Somebody has it.
+    #[error("port {port} is held by {who}")]
+    Held {
+        /// The port.
+        port: u16,
+        /// In words.
+        who: String,
+    },
+    /// Somebody has it who may not be ended.
+    #[error("port {port} is held by {who}, which may not be ended: {why}")]
+    Spared {
+        /// The port.
+        port: u16,
+        /// In words.
+        who: String,
+        /// Why not.
+        why: Spared,
+    },
+    /// Who had it was ended, or tried to, and it is held again or still.
+    #[error("port {port} could not be freed: {why}")]
+    NotFreed {
+        /// The port.
+        port: u16,
+        /// What happened.
+        why: String,
+    },
+    /// Every port of the range is held.
+    #[error("no free port is left in {0}")]
+    NoneFree(PortRange),
+    /// The same port is asked for twice.
+    #[error("port {0} is asked for twice")]
+    Twice(u16),
+    /// No listener, but connections that use the number.
+    #[error("port {0} is the local port of a connection; it is free when that ends")]
+    Connection(u16),
+    /// Below the first port that needs no privilege.
+    #[error("port {0} is privileged: those below {first} are for root here", first = tcp::first_unprivileged())]
+    Privileged(u16),
+    /// Not in use, but forbidden.
+    #[error("this process may not bind ports (a sandbox?): {0}")]
+    Sandbox(io::Error),
+    /// The kernel refuses.
+    #[error("cannot take port {port}: {source}")]
+    System {
+        /// The port; 0 for any.
+        port: u16,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Takes a port for each of `choices`, all or none.
+pub fn claim(
+    choices: &[PortChoice],
+    policy: &Policy,
+    person: &dyn Person,
+) -> Result<Vec<Reservation>, ClaimError> {
+    let mut named = BTreeSet::new();
+    for choice in choices {
+        if let PortChoice::One(port) = choice
+            && !named.insert(*port)
+        {
+            return Err(ClaimError::Twice(*port));
+        }
+    }
+    // Those that must be one certain port come first, so that another choice does not take it away.
+    let mut taken: Vec<Option<Reservation>> = choices.iter().map(|_| None).collect();
+    let certain = |choice: &PortChoice| matches!(choice, PortChoice::One(_));
+    for pass in [true, false] {
+        for (slot, choice) in taken.iter_mut().zip(choices).filter(|(_, choice)| certain(choice) == pass) {
+            *slot = Some(match choice {
+                PortChoice::One(port) => one(*port, policy, person)?,
+                PortChoice::Range(range) => first_of(*range)?,
+                PortChoice::Auto => any(policy.range)?,
+            });
+        }
+    }
+    Ok(taken.into_iter().flatten().collect())
+}
+
+/// Takes the first free port of `range`.
+pub fn first_of(range: PortRange) -> Result<Reservation, ClaimError> {
+    first_free(range.ports())?.ok_or(ClaimError::NoneFree(range))
+}
+
+/// Takes the first free port of `range`, else any that the kernel has.
+pub fn any(range: PortRange) -> Result<Reservation, ClaimError> {
+    let kept = tcp::reserved();
+    let is_kept = |port: u16| kept.iter().any(|(low, high)| (*low..=*high).contains(&port));
+    match first_free(range.ports().filter(|port| !is_kept(*port)))? {
+        Some(taken) => Ok(taken),
+        None => Reservation::take(0).map_err(|error| refused(0, error)),
+    }
+}
+
+fn first_free(ports: impl Iterator<Item = u16>) -> Result<Option<Reservation>, ClaimError> {
+    for port in ports {
+        match Reservation::take(port) {
+            Ok(taken) => return Ok(Some(taken)),
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) && port < tcp::first_unprivileged() => {}
+            Err(error) => return Err(refused(port, error)),
+        }
+    }
+    Ok(None)
+}
+
+/// Tells apart what must not look like "in use".
+fn refused(port: u16, error: io::Error) -> ClaimError {
+    match error.raw_os_error() {
+        Some(libc::EACCES) if port != 0 && port < tcp::first_unprivileged() => ClaimError::Privileged(port),
+        Some(libc::EPERM | libc::EACCES) => ClaimError::Sandbox(error),
+        _ => ClaimError::System { port, source: error },
+    }
+}
+
+fn one(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
+    match Reservation::take(port) {
+        Ok(taken) => Ok(taken),
+        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => contested(port, policy, person),
+        Err(error) => Err(refused(port, error)),
+    }
+}
+
+fn contested(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
+    let registry = Registry::open();
+    let runs = registry.runs();
+    let ports = BTreeSet::from([port]);
+    let look = holders::find(Some(&ports), &runs, Search::Enough);
+    let holders = look.map_err(|error| ClaimError::Held { port, who: format!("somebody ({error})") })?;
+    let Some(first) = holders.first() else { return over_closed(port, person) };
+    let who = words::who(first, &runs);
+    if policy.fallback && !policy.force {
+        let next = fallback(port, policy)?;
+        person.hears(&format!("port {port} is held by {who}; port {} was taken instead", next.port()));
+        return Ok(next);
+    }
+    let context = policy.means.context(&holders, &runs);
+    let verdicts: Vec<Verdict> = holders.iter().flat_map(|holder| judge(holder, &context)).collect();
+    let spared = verdicts.into_iter().find_map(|verdict| match verdict {
+        Verdict::Spare(_, why) => Some(why),
+        _ => None,
+    });
+    if let Some(why) = spared {
+        return match policy.fallback {
+            true => fallback(port, policy),
+            false if policy.force => Err(ClaimError::Spared { port, who, why }),
+            false => Err(ClaimError::Held { port, who }),
+        };
+    }
+    if !policy.force && !person.agrees(&format!("port {port} is held by {who}; end it?")) {
+        return Err(ClaimError::Held { port, who });
+    }
+    let failed = |error: io::Error| ClaimError::NotFreed { port, why: error.to_string() };
+    let outcome = displace::make_room(port, &policy.means, &registry).map_err(failed)?;
+    take_when_free(port, &outcome, person)
+}
+
+fn fallback(port: u16, policy: &Policy) -> Result<Reservation, ClaimError> {
+    let above: RangeInclusive<u16> = port.saturating_add(1)..=u16::MAX;
+    let kept = tcp::reserved();
+    let is_kept = |port: u16| kept.iter().any(|(low, high)| (*low..=*high).contains(&port));
+    match first_free(above.filter(|port| !is_kept(*port)))? {
+        Some(taken) => Ok(taken),
+        None => any(policy.range),
+    }
+}
+
+/// After its holder has ended, a port may be in use for another moment: of dying processes, of connections.
+fn take_when_free(port: u16, outcome: &Outcome, person: &dyn Person) -> Result<Reservation, ClaimError> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let begun = Instant::now();
+    loop {
+        match Reservation::take(port) {
+            Ok(taken) => return Ok(taken),
+            Err(error) if error.raw_os_error() != Some(libc::EADDRINUSE) => return Err(refused(port, error)),
+            Err(_) => {}
+        }
+        let holders = sockets::list(&holders::HOLDING, Some(port)).unwrap_or_default();
+        if holders.is_empty() {
+            return over_closed(port, person);
+        }
+        if begun.elapsed() > PATIENCE || outcome.watcher.is_some() {
+            return Err(ClaimError::NotFreed { port, why: why_not(outcome) });
+        }
+        let _ = crate::sys::waits::any(&[], Some(Duration::from_millis(10)));
+    }
+}
+
+fn why_not(outcome: &Outcome) -> String {
+    if let Some(watcher) = &outcome.watcher {
+        return format!("{} starts its holder again; end that first", words::process(watcher));
+    }
+    if let Some((process, why)) = outcome.failed.first() {
+        return process.as_ref().map_or(why.clone(), |process| format!("{}: {why}", words::process(process)));
+    }
+    "it was taken again at once".to_owned()
+}
+
+/// Takes a port on which nobody listens any more but whose number is in use by what was connected to it.
+fn over_closed(port: u16, person: &dyn Person) -> Result<Reservation, ClaimError> {
+    let taken = match Reservation::take_over_closed(port) {
+        Ok(taken) => taken,
+        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
+            return Err(ClaimError::Connection(port));
+        }
+        Err(error) => return Err(refused(port, error)),
+    };
+    // Bound this way, it does not keep out another one that does the same in the same moment.
+    let bound = sockets::list(&[State::Bound], Some(port)).unwrap_or_default();
+    if bound.len() > 1 {
+        return Err(ClaimError::Held { port, who: "another run that has just claimed it".to_owned() });
+    }
+    let closing = sockets::list(&[State::TimeWait], Some(port)).unwrap_or_default();
+    if let Some(left) = closing.iter().map(|socket| socket.expires).max() {
+        let seconds = left.as_secs().max(1);
+        person.hears(&format!(
+            "port {port} has closed connections in TIME_WAIT: a server that does not set SO_REUSEADDR cannot bind it for {seconds}s"
+        ));
+    }
+    Ok(taken)
+}

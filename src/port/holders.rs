@@ -1,0 +1,254 @@
+//! Who holds a port: the kernel's sockets, the processes that have them, the runs that these belong to.
+//!
+//! The kernel tells a socket's inode at once; which process has it is a search through every descriptor of
+//! every process. So it is looked for where it probably is, and the search ends with the first place in which
+//! every socket was found: the runs that claim the port, the cgroup that the socket was made in, the
+//! processes of its user, all.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use crate::env as vars;
+use crate::registry::record::Record;
+use crate::registry::seen::SeenRun;
+use crate::run::RunId;
+use crate::sys::cgroup::Leaf;
+use crate::sys::process::{self, Pid, ProcessRef, Stat};
+use crate::sys::sockets::{self, Socket, State};
+use crate::sys::tree;
+
+/// The states that keep a server from the port.
+pub const HOLDING: [State; 2] = [State::Listening, State::Bound];
+
+/// A process that has a socket on the port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Which one.
+    pub process: ProcessRef,
+    /// Whose.
+    pub uid: u32,
+    /// Who started it, or adopted it.
+    pub parent: Pid,
+    /// Its name.
+    pub name: String,
+    /// Its command line, invalid UTF-8 replaced; empty if it has cleared it.
+    pub command: Vec<String>,
+    /// How long it has run.
+    pub age: Duration,
+    /// Whether its first thread has ended while others go on.
+    pub is_zombie: bool,
+}
+
+/// A socket on the port, with who has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The socket.
+    pub socket: Socket,
+    /// Those who have it, keepers of runs excepted; empty if nobody can be seen.
+    pub processes: Vec<Process>,
+    /// The run that it belongs to.
+    pub run: Option<RunId>,
+    /// Whether it is the reservation of that run.
+    pub is_claim: bool,
+}
+
+impl Holder {
+    /// Returns whether nobody can be seen who has it.
+    pub fn is_ghost(&self) -> bool {
+        self.run.is_none() && self.processes.iter().all(|process| process.is_zombie)
+    }
+}
+
+/// How hard processes are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// Until each socket has somebody.
+    Enough,
+    /// Everywhere.
+    Everywhere,
+}
+
+/// Returns who holds one of `ports`, or any port at all. `runs` are the unfinished ones.
+pub fn find(ports: Option<&BTreeSet<u16>>, runs: &[SeenRun], search: Search) -> io::Result<Vec<Holder>> {
+    let one = ports.filter(|ports| ports.len() == 1).and_then(|ports| ports.first().copied());
+    let mut sockets = sockets::list(&HOLDING, one)?;
+    sockets.retain(|socket| ports.is_none_or(|ports| ports.contains(&socket.local.port())));
+    // Who listens comes before who only keeps the port.
+    let waits = |socket: &Socket| socket.state != State::Listening;
+    sockets.sort_by_key(|socket| (socket.local.port(), waits(socket), socket.local, socket.inode));
+    if sockets.is_empty() {
+        return Ok(Vec::new());
+    }
+    let owners = owners_of(&sockets, runs, search);
+    let family = Family::of(runs);
+    Ok(sockets.into_iter().map(|socket| holder(socket, &owners, &family)).collect())
+}
+
+fn holder(socket: Socket, owners: &HashMap<u32, Vec<Pid>>, family: &Family<'_>) -> Holder {
+    let pids = owners.get(&socket.inode).map(Vec::as_slice).unwrap_or_default();
+    let claimed = pids.iter().find_map(|pid| family.kept_by(*pid));
+    let others = pids.iter().filter(|pid| family.kept_by(**pid).is_none());
+    let processes: Vec<Process> = others.filter_map(|pid| Process::look(*pid)).collect();
+    let within = || processes.iter().find_map(|process| family.run_of(process.process.pid));
+    let run = claimed.cloned().or_else(within);
+    Holder { socket, is_claim: claimed.is_some(), processes, run }
+}
+
+impl Process {
+    /// Looks at `pid`; `None` if it has gone.
+    pub fn look(pid: Pid) -> Option<Process> {
+        let (identity, pinned) = ProcessRef::observe(pid)?;
+        let stat = Stat::read(pid)?;
+        let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        let mut command: Vec<String> = words.collect();
+        while command.last().is_some_and(String::is_empty) {
+            command.pop();
+        }
+        let ticks = process::now_in_ticks().saturating_sub(stat.start_time);
+        let age = Duration::from_millis(ticks * 1000 / process::ticks_per_second());
+        let is_zombie = stat.state == b'Z';
+        pinned.is_alive().then_some(Process {
+            process: identity,
+            uid,
+            parent: stat.parent,
+            name: stat.comm,
+            command,
+            age,
+            is_zombie,
+        })
+    }
+}
+
+/// The living runs by their processes.
+struct Family<'a> {
+    keepers: HashMap<Pid, &'a RunId>,
+    ids: HashSet<&'a RunId>,
+}
+
+impl<'a> Family<'a> {
+    fn of(runs: &'a [SeenRun]) -> Family<'a> {
+        let keepers = runs.iter().flat_map(|run| keepers_of(run).map(|keeper| (keeper, &run.id))).collect();
+        Family { keepers, ids: runs.iter().map(|run| &run.id).collect() }
+    }
+
+    fn kept_by(&self, pid: Pid) -> Option<&'a RunId> {
+        self.keepers.get(&pid).copied()
+    }
+
+    /// Returns the innermost run that `pid` belongs to: by who stands above it, else by its environment.
+    fn run_of(&self, pid: Pid) -> Option<RunId> {
+        let above = process::ancestors_of(pid).into_iter().find_map(|ancestor| self.kept_by(ancestor));
+        let marked = || {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let prefix = format!("{}=", vars::ID).into_bytes();
+            let value =
+                environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(&prefix[..]))?;
+            RunId::parse(std::str::from_utf8(value).ok()?).filter(|id| self.ids.contains(id))
+        };
+        above.cloned().or_else(marked)
+    }
+}
+
+/// The living guard and supervisor of a run.
+fn keepers_of(run: &SeenRun) -> impl Iterator<Item = Pid> + use<> {
+    let keepers = run.record.iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
+    let alive: Vec<Pid> = keepers.filter(|keeper| keeper.pin().is_some()).map(|keeper| keeper.pid).collect();
+    alive.into_iter()
+}
+
+/// Finds who has each socket, by inode.
+fn owners_of(sockets: &[Socket], runs: &[SeenRun], search: Search) -> HashMap<u32, Vec<Pid>> {
+    let mut hunt = Hunt::for_sockets(sockets);
+    if search == Search::Enough {
+        let claiming = runs.iter().filter(|run| claims_one_of(run, sockets));
+        hunt.among(claiming.flat_map(processes_of));
+        if hunt.is_over() {
+            return hunt.found;
+        }
+        let cgroups: BTreeSet<u64> = hunt.missing(sockets).filter_map(|socket| socket.cgroup).collect();
+        hunt.among(cgroups.into_iter().filter_map(small_cgroup).flatten());
+        if hunt.is_over() {
+            return hunt.found;
+        }
+        let users: BTreeSet<u32> = hunt.missing(sockets).map(|socket| socket.uid).collect();
+        let of_users =
+            |pid: &Pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| users.contains(&it.uid()));
+        hunt.among(tree::all_processes().filter(of_users));
+        if hunt.is_over() {
+            return hunt.found;
+        }
+    }
+    hunt.among(tree::all_processes());
+    hunt.found
+}
+
+/// Returns who has each of `sockets`, by inode.
+pub fn who_has(sockets: &[Socket]) -> HashMap<u32, Vec<Pid>> {
+    owners_of(sockets, &[], Search::Everywhere)
+}
+
+/// A search for the processes that have certain sockets.
+struct Hunt {
+    wanted: HashSet<u32>,
+    found: HashMap<u32, Vec<Pid>>,
+    asked: HashSet<Pid>,
+}
+
+impl Hunt {
+    fn for_sockets(sockets: &[Socket]) -> Hunt {
+        let wanted = sockets.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect();
+        Hunt { wanted, found: HashMap::new(), asked: HashSet::new() }
+    }
+
+    fn is_over(&self) -> bool {
+        self.found.len() == self.wanted.len()
+    }
+
+    fn missing<'a>(&'a self, sockets: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
+        sockets.iter().filter(|socket| !self.found.contains_key(&socket.inode))
+    }
+
+    fn among(&mut self, pids: impl IntoIterator<Item = Pid>) {
+        for pid in pids {
+            if !self.asked.insert(pid) {
+                continue;
+            }
+            let mut held = sockets::held_by(pid, &self.wanted);
+            if held.is_empty() && Stat::read(pid).is_some_and(|stat| stat.state == b'Z' && stat.threads > 1) {
+                held = sockets::held_by_threads(pid, &self.wanted);
+            }
+            for inode in held {
+                self.found.entry(inode).or_default().push(pid);
+            }
+        }
+    }
+}
+
+fn claims_one_of(run: &SeenRun, sockets: &[Socket]) -> bool {
+    let claims = |record: &Record| sockets.iter().any(|socket| record.ports.contains(&socket.local.port()));
+    run.record.as_ref().is_ok_and(claims)
+}
+
+/// The processes of a run: its keepers and all below them.
+fn processes_of(run: &SeenRun) -> Vec<Pid> {
+    let mut found: Vec<Pid> = keepers_of(run).collect();
+    let mut next = 0;
+    while let Some(pid) = found.get(next).copied() {
+        found.extend(tree::children_of(pid));
+        next += 1;
+    }
+    found
+}
+
+/// The processes of the cgroup with this id, unless it is one that half of the machine is in.
+fn small_cgroup(id: u64) -> Option<Vec<Pid>> {
+    const LARGE: usize = 200;
+    let leaf = Leaf::open(&sockets::cgroup_directory(id)?).ok()?;
+    let processes = leaf.own_processes();
+    (processes.len() <= LARGE).then_some(processes)
+}

@@ -11,7 +11,7 @@ fn readme() -> String {
 
 /// The long flags in a help text.
 fn flags(help: &str) -> Vec<String> {
-    let words = help.split(|c: char| c.is_whitespace() || ",[]()".contains(c));
+    let words = help.split(|c: char| c.is_whitespace() || ",:[]()".contains(c));
     let words =
         words.map(|word| word.trim_end_matches('.')).filter(|word| word.starts_with("--") && word.len() > 2);
     let mut found: Vec<String> = words.map(str::to_owned).collect();

@@ -20,7 +20,7 @@ fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let state = tempfile::Builder::new().prefix("agent-run-bench-").tempdir_in("/var/tmp").unwrap();
     type Part = fn(&Path);
-    let parts: [(&str, Part); 7] = [
+    let parts: [(&str, Part); 8] = [
         ("launch", launch),
         ("pipe", pipe),
         ("memory", memory),
@@ -28,6 +28,7 @@ fn main() {
         ("many", many),
         ("teardown", teardown),
         ("left", left),
+        ("ports", ports),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
@@ -367,4 +368,120 @@ fn start_tini(count: usize) -> Duration {
     }
     children.iter_mut().for_each(|child| drop(child.wait()));
     taken
+}
+
+/// Who holds a port, among 2,000 processes with 20 files each.
+fn ports(state: &Path) {
+    const TRIES: usize = 11;
+    let crowd = start_helper("files 20 wide 1000 pause end print up pause");
+    let ours = start(agent_run(
+        state,
+        &["--port", "auto", "--", MISBEHAVE, "listen", "127.0.0.1:{port}", "print", "up", "pause"],
+    ));
+    let in_run = u16::try_from(the_port(state)).unwrap();
+    // In the middle of the crowd, where it is looked for last.
+    let last = agent_run::sys::tcp::Reservation::take(0).unwrap().port();
+    let stranger = start_helper(&format!("listen 127.0.0.1:{last} print up pause"));
+    let rest = start_helper("files 20 wide 1000 pause end print up pause");
+    let cell = agent_run::sys::cgroup::parent_with(&[]).ok().and_then(|parent| {
+        let leaf = agent_run::sys::cgroup::Leaf::make(&parent, "agent-run-bench").ok()?;
+        let port = agent_run::sys::tcp::Reservation::take(0).unwrap().port();
+        let script = format!(
+            "echo 0 > {}/cgroup.procs; exec {MISBEHAVE} listen 127.0.0.1:{port} print up pause",
+            leaf.path().display()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        Some((leaf, port, start(command)))
+    });
+    let look = |port: u16| agent_run(state, &["port", "show", &port.to_string(), "--json"]);
+    let bare = agent_run(state, &["--version"]);
+    let mut commands = vec![bare, look(in_run), look(last)];
+    commands.extend(cell.as_ref().map(|(_, port, _)| look(*port)));
+    let peers = [
+        ("ss", format!("ss -ltnpH sport = :{last}")),
+        ("lsof", format!("lsof -nP -iTCP:{last} -sTCP:LISTEN")),
+    ];
+    let there: Vec<_> = peers.iter().filter(|(name, _)| installed(name)).collect();
+    commands.extend(there.iter().map(|(_, words)| {
+        let mut words = words.split(' ');
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
+        command
+    }));
+    let mut times: Vec<Vec<Duration>> = commands.iter().map(|_| Vec::new()).collect();
+    for _ in 0..TRIES {
+        for (command, times) in commands.iter_mut().zip(&mut times) {
+            let begun = Instant::now();
+            assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().code().is_some());
+            times.push(begun.elapsed());
+        }
+    }
+    let mut medians = times.iter_mut().map(|times| median(times));
+    let mut next = || medians.next().unwrap();
+    let ms = |took: Duration| format!("{:.1}", took.as_secs_f64() * 1000.0);
+    let (started, in_run, last) = (next(), next(), next());
+    row(
+        "of a run of ours, ms beside the start of the program",
+        ms(in_run.saturating_sub(started)),
+        "below 5",
+    );
+    if cell.is_some() {
+        row("in a cgroup of its own, ms", ms(next().saturating_sub(started)), "below 5");
+    }
+    for (name, _) in there {
+        row(
+            &format!("in the worst place, x {name}"),
+            ratio(last, next()),
+            if *name == "ss" { "at most 0.5" } else { "at most 0.25" },
+        );
+    }
+    let mut left = vec![crowd, ours, stranger, rest];
+    let leaf = cell.map(|(leaf, _, child)| {
+        left.push(child);
+        leaf
+    });
+    for mut child in left {
+        // A child of ours; the crowd dies with its group, of which it is the leader.
+        let _ = agent_run::sys::process::signal_group_of_own_child(child.id() as i32, Signal::TERM);
+        child.wait().unwrap();
+    }
+    leaf.iter().for_each(|leaf| drop(leaf.remove()));
+    claims(state);
+}
+
+/// What a claim adds to a launch.
+fn claims(state: &Path) {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..200 {
+        for (words, times) in [&["/bin/true"][..], &["--port", "auto", "/bin/true"]].iter().zip(&mut times) {
+            let begun = Instant::now();
+            assert!(agent_run(state, words).status().unwrap().success());
+            times.push(begun.elapsed());
+        }
+    }
+    let [mut without, mut with] = times;
+    let more = median(&mut with).saturating_sub(median(&mut without));
+    row("a claim adds to a launch, ms", format!("{:.2}", more.as_secs_f64() * 1000.0), "below 0.3");
+}
+
+fn start_helper(script: &str) -> std::process::Child {
+    let mut command = Command::new(MISBEHAVE);
+    command.args(script.split(' '));
+    start(command)
+}
+
+/// Starts `command` in a group of its own, and returns when it has said "up".
+fn start(mut command: Command) -> std::process::Child {
+    use std::os::unix::process::CommandExt;
+    let mut child = command.stdout(Stdio::piped()).process_group(0).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    child
+}
+
+/// The port of the one run.
+fn the_port(state: &Path) -> u64 {
+    let listed = agent_run(state, &["ps", "--json"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    listed["runs"][0]["port"].as_u64().unwrap()
 }

@@ -1,9 +1,6 @@
 //! Who holds a port: the kernel's sockets, the processes that have them, the runs that these belong to.
 //!
-//! The kernel tells a socket's inode at once; which process has it is a search through every descriptor of
-//! every process. So it is looked for where it probably is, and the search ends with the first place in which
-//! every socket was found: the runs that claim the port, the cgroup that the socket was made in, the
-//! processes of its user, all.
+//! The kernel tells a socket's inode at once; which process has it is a search, see the module `hunt`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -11,14 +8,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use super::hunt;
+pub use super::hunt::{Search, who_has};
 use crate::env as vars;
-use crate::registry::record::Record;
 use crate::registry::seen::SeenRun;
 use crate::run::RunId;
-use crate::sys::cgroup::Leaf;
 use crate::sys::process::{self, Pid, ProcessRef, Stat};
 use crate::sys::sockets::{self, Socket, State};
-use crate::sys::tree;
 
 /// The states that keep a server from the port.
 pub const HOLDING: [State; 2] = [State::Listening, State::Bound];
@@ -62,15 +58,6 @@ impl Holder {
     }
 }
 
-/// How hard processes are looked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Search {
-    /// Until each socket has somebody.
-    Enough,
-    /// Everywhere.
-    Everywhere,
-}
-
 /// Returns who holds one of `ports`, or any port at all. `runs` are the unfinished ones.
 pub fn find(ports: Option<&BTreeSet<u16>>, runs: &[SeenRun], search: Search) -> io::Result<Vec<Holder>> {
     let one = ports.filter(|ports| ports.len() == 1).and_then(|ports| ports.first().copied());
@@ -82,7 +69,7 @@ pub fn find(ports: Option<&BTreeSet<u16>>, runs: &[SeenRun], search: Search) -> 
     if sockets.is_empty() {
         return Ok(Vec::new());
     }
-    let owners = owners_of(&sockets, runs, search);
+    let owners = hunt::owners_of(&sockets, runs, search);
     let family = Family::of(runs);
     Ok(sockets.into_iter().map(|socket| holder(socket, &owners, &family)).collect())
 }
@@ -155,100 +142,8 @@ impl<'a> Family<'a> {
 }
 
 /// The living guard and supervisor of a run.
-fn keepers_of(run: &SeenRun) -> impl Iterator<Item = Pid> + use<> {
+pub(super) fn keepers_of(run: &SeenRun) -> impl Iterator<Item = Pid> + use<> {
     let keepers = run.record.iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
     let alive: Vec<Pid> = keepers.filter(|keeper| keeper.pin().is_some()).map(|keeper| keeper.pid).collect();
     alive.into_iter()
-}
-
-/// Finds who has each socket, by inode.
-fn owners_of(sockets: &[Socket], runs: &[SeenRun], search: Search) -> HashMap<u32, Vec<Pid>> {
-    let mut hunt = Hunt::for_sockets(sockets);
-    if search == Search::Enough {
-        let claiming = runs.iter().filter(|run| claims_one_of(run, sockets));
-        hunt.among(claiming.flat_map(processes_of));
-        if hunt.is_over() {
-            return hunt.found;
-        }
-        let cgroups: BTreeSet<u64> = hunt.missing(sockets).filter_map(|socket| socket.cgroup).collect();
-        hunt.among(cgroups.into_iter().filter_map(small_cgroup).flatten());
-        if hunt.is_over() {
-            return hunt.found;
-        }
-        let users: BTreeSet<u32> = hunt.missing(sockets).map(|socket| socket.uid).collect();
-        let of_users =
-            |pid: &Pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| users.contains(&it.uid()));
-        hunt.among(tree::all_processes().filter(of_users));
-        if hunt.is_over() {
-            return hunt.found;
-        }
-    }
-    hunt.among(tree::all_processes());
-    hunt.found
-}
-
-/// Returns who has each of `sockets`, by inode.
-pub fn who_has(sockets: &[Socket]) -> HashMap<u32, Vec<Pid>> {
-    owners_of(sockets, &[], Search::Everywhere)
-}
-
-/// A search for the processes that have certain sockets.
-struct Hunt {
-    wanted: HashSet<u32>,
-    found: HashMap<u32, Vec<Pid>>,
-    asked: HashSet<Pid>,
-}
-
-impl Hunt {
-    fn for_sockets(sockets: &[Socket]) -> Hunt {
-        let wanted = sockets.iter().map(|socket| socket.inode).filter(|inode| *inode != 0).collect();
-        Hunt { wanted, found: HashMap::new(), asked: HashSet::new() }
-    }
-
-    fn is_over(&self) -> bool {
-        self.found.len() == self.wanted.len()
-    }
-
-    fn missing<'a>(&'a self, sockets: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
-        sockets.iter().filter(|socket| !self.found.contains_key(&socket.inode))
-    }
-
-    fn among(&mut self, pids: impl IntoIterator<Item = Pid>) {
-        for pid in pids {
-            if !self.asked.insert(pid) {
-                continue;
-            }
-            let mut held = sockets::held_by(pid, &self.wanted);
-            if held.is_empty() && Stat::read(pid).is_some_and(|stat| stat.state == b'Z' && stat.threads > 1) {
-                held = sockets::held_by_threads(pid, &self.wanted);
-            }
-            for inode in held {
-                self.found.entry(inode).or_default().push(pid);
-            }
-        }
-    }
-}
-
-fn claims_one_of(run: &SeenRun, sockets: &[Socket]) -> bool {
-    let claims = |record: &Record| sockets.iter().any(|socket| record.ports.contains(&socket.local.port()));
-    run.record.as_ref().is_ok_and(claims)
-}
-
-/// The processes of a run: its keepers and all below them.
-fn processes_of(run: &SeenRun) -> Vec<Pid> {
-    let mut found: Vec<Pid> = keepers_of(run).collect();
-    let mut next = 0;
-    while let Some(pid) = found.get(next).copied() {
-        found.extend(tree::children_of(pid));
-        next += 1;
-    }
-    found
-}
-
-/// The processes of the cgroup with this id, unless it is one that half of the machine is in.
-fn small_cgroup(id: u64) -> Option<Vec<Pid>> {
-    const LARGE: usize = 200;
-    let leaf = Leaf::open(&sockets::cgroup_directory(id)?).ok()?;
-    let processes = leaf.own_processes();
-    (processes.len() <= LARGE).then_some(processes)
 }

@@ -10,5 +10,6 @@ pub mod diagnose;
 pub mod displace;
 pub mod free;
 pub mod holders;
+mod hunt;
 pub mod verdict;
 pub mod words;

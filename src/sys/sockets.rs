@@ -6,17 +6,20 @@
 
 use std::collections::HashSet;
 use std::ffi::CStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::DirEntryExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
+use nix::sys::stat::Mode;
 
-use super::process::Pid;
+use super::process::{Pid, Stat};
 
 /// Where a socket stands (tcp_states.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -217,44 +220,46 @@ fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
 }
 
 /// Returns which of the sockets `wanted`, by inode, `pid` has a descriptor of; none if its descriptors may not
-/// be looked at.
+/// be looked at. Of a process whose first thread has ended while others go on, only these tell.
 pub fn held_by(pid: Pid, wanted: &HashSet<u32>) -> Vec<u32> {
-    held_in(&format!("/proc/{pid}/fd"), wanted)
+    match held_in(&format!("/proc/{pid}/fd"), wanted) {
+        Some(held) => held,
+        None => held_by_threads(pid, wanted),
+    }
 }
 
-/// As [`held_by`], of a process whose first thread has ended while others go on: only these tell.
-pub fn held_by_threads(pid: Pid, wanted: &HashSet<u32>) -> Vec<u32> {
+fn held_by_threads(pid: Pid, wanted: &HashSet<u32>) -> Vec<u32> {
+    let is_headless = Stat::read(pid).is_some_and(|stat| stat.state == b'Z' && stat.threads > 1);
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads
-        .map(|thread| held_in(&format!("{}/fd", thread.path().display()), wanted))
-        .find(|held| !held.is_empty())
-        .unwrap_or_default()
+    let held = |thread: fs::DirEntry| held_in(&format!("{}/fd", thread.path().display()), wanted);
+    threads.filter(|_| is_headless).filter_map(held).find(|held| !held.is_empty()).unwrap_or_default()
 }
 
-fn held_in(directory: &str, wanted: &HashSet<u32>) -> Vec<u32> {
-    let mut held = Vec::new();
-    let (Ok(opened), Ok(entries)) = (File::open(directory), fs::read_dir(directory)) else { return held };
-    for entry in entries.flatten() {
-        let inode = socket_behind(&opened, entry.file_name().as_encoded_bytes());
-        held.extend(inode.filter(|inode| wanted.contains(inode)));
+/// Looks at the descriptors in `directory`; `None` if there are none.
+fn held_in(directory: &str, wanted: &HashSet<u32>) -> Option<Vec<u32>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut opened = Dir::open(directory, flags, Mode::empty()).ok()?;
+    let at = opened.as_raw_fd();
+    let (mut held, mut any) = (Vec::new(), false);
+    for entry in opened.iter().flatten() {
+        let name = entry.file_name();
+        if name.to_bytes()[0] != b'.' {
+            any = true;
+            held.extend(socket_behind(at, name).filter(|inode| wanted.contains(inode)));
+        }
     }
     held.sort_unstable();
     held.dedup();
-    held
+    any.then_some(held)
 }
 
 /// Reads a link like `socket:[123]`. Without an allocation: there may be tens of thousands.
-fn socket_behind(directory: &File, name: &[u8]) -> Option<u32> {
-    let mut path = [0u8; 16];
-    path.get_mut(..name.len())?.copy_from_slice(name);
-    let path = CStr::from_bytes_until_nul(&path).ok()?;
+fn socket_behind(directory: RawFd, name: &CStr) -> Option<u32> {
     let mut link = [0u8; 32];
     // SAFETY: a path that ends with a NUL, and a buffer as long as said.
-    let length = unsafe {
-        libc::readlinkat(directory.as_raw_fd(), path.as_ptr(), link.as_mut_ptr().cast(), link.len())
-    };
-    let text = std::str::from_utf8(link.get(..usize::try_from(length).ok()?)?).ok()?;
-    text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    let length = unsafe { libc::readlinkat(directory, name.as_ptr(), link.as_mut_ptr().cast(), link.len()) };
+    let inode = link.get(..usize::try_from(length).ok()?)?.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(inode).ok()?.parse().ok()
 }
 
 /// Finds the directory of the cgroup v2 with this id: its inode there (`cgroup_id(2)` does not exist; kernfs

@@ -69,6 +69,9 @@ fn one(verb: &str, after: &[String]) -> usize {
         "child" | "session" | "daemon" => return block(verb, 1, after),
         // Takes so many MiB of memory and writes to them.
         "hold" => std::mem::forget(vec![1u8; after[0].parse::<usize>().expect("a number") << 20]),
+        // Opens so many files.
+        "files" => (0..after[0].parse::<u32>().expect("a number"))
+            .for_each(|_| std::mem::forget(fs::File::open("/dev/null").expect("/dev/null"))),
         // Is busy for so many seconds and prints which part of them it had the CPU.
         "set_clock" => set_clock(after[0].parse().expect("seconds")),
         "share" => share(after[0].parse().expect("a number")),

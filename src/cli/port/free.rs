@@ -71,7 +71,7 @@ struct Plan(Vec<(Holder, Vec<Verdict>)>);
 impl Plan {
     fn look(wanted: &BTreeSet<u16>, means: &Means, registry: &Registry) -> Result<Plan, Failure> {
         let runs = registry.runs();
-        let found = holders::find(Some(wanted), &runs, Search::Everywhere).map_err(|error| blind(&error))?;
+        let found = holders::find(Some(wanted), &runs, Search::Enough).map_err(|error| blind(&error))?;
         let context = means.context(&found, &runs);
         Ok(Plan(found.into_iter().map(|holder| (holder.clone(), judge(&holder, &context))).collect()))
     }

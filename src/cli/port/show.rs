@@ -20,7 +20,8 @@ pub(super) fn run(args: &PortShowArgs, printer: &Printer) -> Result<u8, Failure>
     let wanted = ports(&args.ports)?;
     let runs = Registry::open().runs();
     let only = (!args.ports.is_empty()).then_some(&wanted);
-    let mut found = holders::find(only, &runs, Search::Everywhere).map_err(|error| blind(&error))?;
+    let search = if only.is_some() { Search::Enough } else { Search::Everywhere };
+    let mut found = holders::find(only, &runs, search).map_err(|error| blind(&error))?;
     if only.is_none() {
         // Of all ports, those at which somebody answers, and our claims.
         found.retain(|holder| holder.socket.state == State::Listening || holder.is_claim);

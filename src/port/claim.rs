@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::displace::{self, Means, Outcome, Registry};
-use super::holders::{self, Search};
+use super::holders::{self, Holder, Search};
 use super::verdict::{Spared, Verdict, judge};
 use super::words;
 use crate::ports::{PortChoice, PortRange};
@@ -168,6 +168,12 @@ fn contested(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservat
     let look = holders::find(Some(&ports), &runs, Search::Enough);
     let holders = look.map_err(|error| ClaimError::Held { port, who: format!("somebody ({error})") })?;
     let Some(first) = holders.first() else { return over_closed(port, person) };
+    if holders.iter().all(Holder::is_ghost)
+        && let Ok(taken) = Reservation::take(port)
+    {
+        // Whoever had it was just going.
+        return Ok(taken);
+    }
     let who = words::who(first, &runs);
     if policy.fallback && !policy.force {
         let next = fallback(port, policy)?;

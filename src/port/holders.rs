@@ -15,12 +15,13 @@ use crate::registry::seen::SeenRun;
 use crate::run::RunId;
 use crate::sys::process::{self, Pid, ProcessRef, Stat};
 use crate::sys::sockets::{self, Socket, State};
+use crate::sys::tree;
 
 /// The states that keep a server from the port.
 pub const HOLDING: [State; 2] = [State::Listening, State::Bound];
 
-/// A process that has a socket on the port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A process that has a socket on the port, as it was when it was looked at.
+#[derive(Clone, Debug)]
 pub struct Process {
     /// Which one.
     pub process: ProcessRef,
@@ -37,6 +38,15 @@ pub struct Process {
     /// Whether its first thread has ended while others go on.
     pub is_zombie: bool,
 }
+
+/// Two looks at one process are equal, however old it was at each.
+impl PartialEq for Process {
+    fn eq(&self, other: &Process) -> bool {
+        self.process == other.process
+    }
+}
+
+impl Eq for Process {}
 
 /// A socket on the port, with who has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +154,11 @@ impl<'a> Family<'a> {
 /// The living guard and supervisor of a run.
 pub(super) fn keepers_of(run: &SeenRun) -> impl Iterator<Item = Pid> + use<> {
     let keepers = run.record.iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
-    let alive: Vec<Pid> = keepers.filter(|keeper| keeper.pin().is_some()).map(|keeper| keeper.pid).collect();
+    let mut alive: Vec<Pid> =
+        keepers.filter(|keeper| keeper.pin().is_some()).map(|keeper| keeper.pid).collect();
+    if run.record.as_ref().is_ok_and(|record| record.supervisor.is_none()) {
+        // Not entered yet: it is the guard's only child.
+        alive.extend(alive.first().map(|guard| tree::children_of(*guard)).unwrap_or_default());
+    }
     alive.into_iter()
 }

@@ -102,7 +102,8 @@ impl Place {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let first = 20_000 + std::process::id() * 41 % 8_000;
         loop {
-            let port = (first + NEXT.fetch_add(1, Ordering::Relaxed)) as u16;
+            // Those between are for whoever falls back to the next one.
+            let port = (first + NEXT.fetch_add(2, Ordering::Relaxed)) as u16;
             if agent_run::sys::tcp::Reservation::take(port).is_ok() {
                 return port;
             }

@@ -210,7 +210,9 @@ impl Place {
 
     /// The record in the directory of an unfinished run, while it is there.
     pub(crate) fn record_in(&self, directory: &Path) -> Option<Value> {
-        Some(last_line(&fs::read(directory.join("record.jsonl")).ok()?))
+        let text = fs::read(directory.join("record.jsonl")).ok()?;
+        // It may be just being written.
+        text.ends_with(b"\n").then(|| last_line(&text))
     }
 
     /// Waits until the record satisfies `condition`.

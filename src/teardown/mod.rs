@@ -12,3 +12,4 @@
 pub mod marks;
 pub mod prey;
 pub mod progress;
+pub mod pursuit;

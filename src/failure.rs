@@ -101,6 +101,15 @@ impl From<LaunchError> for Failure {
                 failure("system", message, Some("nothing was started"), exit::OWN_FAILURE)
             }
             LaunchError::Claim(error) => error.into(),
+            LaunchError::NameHeld { ref name, .. } => {
+                let hint = format!(
+                    "end it first (agent-run stop {name}), take it with --force, or choose another name"
+                );
+                failure("name_taken", message, Some(&hint), exit::OWN_FAILURE)
+            }
+            LaunchError::OwnName { .. } => {
+                failure("name_taken", message, Some("choose another name"), exit::OWN_FAILURE)
+            }
             LaunchError::OthersName { .. } => failure(
                 "other_owner",
                 message,
@@ -154,7 +163,7 @@ impl From<ClaimError> for Failure {
 
 impl From<SettingError> for Failure {
     fn from(error: SettingError) -> Failure {
-        failure("setting", error.to_string(), None, exit::OWN_FAILURE)
+        failure("setting", error.to_string(), None, exit::USAGE)
     }
 }
 

@@ -110,8 +110,41 @@ pub fn stranger_of(record: &Record) -> Option<Owner> {
         ours.process == theirs.process || (ours.session.is_some() && ours.session == theirs.session)
     };
     let above_us = || process::ancestors().contains(&theirs.process.pid);
-    let is_ours = ours.as_ref().map_or_else(above_us, same);
+    let is_ours = above_us() || ours.as_ref().is_some_and(same);
     (!is_ours).then_some(theirs)
+}
+
+/// What an agent has put into the environment of something that it started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The agent.
+    pub agent: &'static str,
+    /// Its session.
+    pub session: Option<String>,
+    /// Its process.
+    pub pid: Option<Pid>,
+}
+
+/// Reads the mark of an agent from an environment.
+pub fn mark_in(variable: &dyn Fn(&str) -> Option<String>) -> Option<Mark> {
+    let agent = AGENTS.iter().find(|agent| agent.markers.iter().any(|marker| variable(marker).is_some()))?;
+    Some(Mark {
+        agent: agent.name,
+        session: agent.session.and_then(variable),
+        pid: agent.pid.and_then(variable).and_then(|text| text.parse().ok()),
+    })
+}
+
+/// Returns the agent whose program `pid` runs, by its names.
+pub fn agent_running_as(pid: Pid) -> Option<&'static str> {
+    let names = Ancestor::names_of(pid);
+    let named = |agent: &&Agent| names.iter().any(|name| agent.programs.contains(&name.as_str()));
+    AGENTS.iter().find(named).map(|agent| agent.name)
+}
+
+/// Returns the agent that this process works for, if one is alive above it.
+pub fn ours() -> Option<Owner> {
+    nearest_agent().map(|found| found.owner)
 }
 
 /// Returns what a person calls `owner`.
@@ -161,19 +194,23 @@ struct Ancestor {
 }
 
 impl Ancestor {
-    fn look(pid: Pid) -> Ancestor {
+    fn names_of(pid: Pid) -> Vec<String> {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words =
             words.split(|byte| *byte == 0).take(2).map(|word| String::from_utf8_lossy(word).into_owned());
         let mut names: Vec<String> = words.filter_map(|word| program_name(&word)).collect();
         names.extend(Stat::read(pid).map(|stat| stat.comm));
+        names
+    }
+
+    fn look(pid: Pid) -> Ancestor {
         let name_of = |entry: &[u8]| {
             let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
             String::from_utf8_lossy(name).into_owned()
         };
         let environment = fs::read(format!("/proc/{pid}/environ")).ok();
         let variables = environment.map(|text| text.split(|byte| *byte == 0).map(name_of).collect());
-        Ancestor { pid, names, variables }
+        Ancestor { pid, names: Ancestor::names_of(pid), variables }
     }
 
     fn is_reaper(&self) -> bool {

@@ -4,13 +4,19 @@ use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 
 use crate::guard::say;
 use crate::port::claim::Person;
+use crate::sys::tty::{self, Terminal};
 
-/// Whoever sits there. Nobody does unless stdin and stderr are terminals, and nobody says no.
-pub(super) struct AtTerminal;
+/// Whoever sits there. Nobody does unless stdin and stderr are terminals and we are in the foreground (a job in the
+/// background that reads is stopped), and nobody says no.
+pub(super) struct AtTerminal {
+    /// Whether nothing is told.
+    pub(super) quiet: bool,
+}
 
 impl AtTerminal {
     pub(super) fn is_there() -> bool {
-        stdin().is_terminal() && stderr().is_terminal()
+        let in_front = || Terminal::open().is_some_and(|it| it.foreground() == Some(tty::own_group()));
+        stdin().is_terminal() && stderr().is_terminal() && in_front()
     }
 }
 
@@ -26,6 +32,8 @@ impl Person for AtTerminal {
     }
 
     fn hears(&self, line: &str) {
-        say(line);
+        if !self.quiet {
+            say(line);
+        }
     }
 }

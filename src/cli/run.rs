@@ -11,24 +11,30 @@ use crate::guard::say;
 use crate::launch::{self, LaunchError};
 use crate::ports;
 use crate::run::{RunSpec, Verbosity, parse_name};
-use crate::settings::{self, Layer, Origin, Resolved};
+use crate::settings::{self, Layer, Origin, Resolved, SettingError};
 use crate::sys::files;
 
 pub(super) fn run(mut cli: RunCli) -> Result<Ending, Failure> {
     let flags = layer(&mut cli);
-    let resolved = if cli.flags_alone { Resolved::of(flags) } else { settings::resolve(flags)? };
+    let resolved =
+        if cli.flags_alone { Resolved::of(flags) } else { settings::resolve(flags).map_err(of_run)? };
     let started = cli.started_fd.and_then(files::take_descriptor);
     let mut spec = spec(cli).map_err(Failure::of_run_form)?;
-    resolved.apply(&mut spec)?;
+    resolved.apply(&mut spec).map_err(of_run)?;
     spec.scratch |= !spec.copies.is_empty();
     if spec.verbosity == Verbosity::Verbose {
         resolved.explain().iter().for_each(|line| say(line));
     }
-    match launch::here(spec, started, &AtTerminal) {
+    let person = AtTerminal { quiet: spec.verbosity == Verbosity::Quiet };
+    match launch::here(spec, started, &person) {
         // A signal before the start: as without us.
         Err(LaunchError::Interrupted(signal)) => Ok(Ending::DieOf(signal)),
         result => Ok(result?),
     }
+}
+
+fn of_run(error: SettingError) -> Failure {
+    Failure::from(error).of_run_form()
 }
 
 /// Takes the flags that are settings too.

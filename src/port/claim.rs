@@ -5,11 +5,12 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use super::displace::{self, Means, Outcome, Registry};
+use super::displace::{self, Agreed, Means, Outcome, Registry};
 use super::holders::{self, Holder, Search};
 use super::verdict::{Spared, Verdict, judge};
 use super::words;
 use crate::ports::{PortChoice, PortRange};
+use crate::registry::seen::SeenRun;
 use crate::sys::sockets::{self, State};
 use crate::sys::tcp::{self, Reservation};
 
@@ -133,15 +134,21 @@ pub fn any(range: PortRange) -> Result<Reservation, ClaimError> {
 }
 
 fn first_free(ports: impl Iterator<Item = u16>) -> Result<Option<Reservation>, ClaimError> {
+    let (mut privileged, mut in_use) = (None, false);
     for port in ports {
         match Reservation::take(port) {
             Ok(taken) => return Ok(Some(taken)),
-            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EACCES) && port < tcp::first_unprivileged() => {}
+            Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => in_use = true,
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) && port < tcp::first_unprivileged() => {
+                privileged = privileged.or(Some(port));
+            }
             Err(error) => return Err(refused(port, error)),
         }
     }
-    Ok(None)
+    match privileged.filter(|_| !in_use) {
+        Some(port) => Err(ClaimError::Privileged(port)),
+        None => Ok(None),
+    }
 }
 
 /// Tells apart what must not look like "in use".
@@ -162,43 +169,56 @@ fn one(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, C
 }
 
 fn contested(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
+    match fight_for(port, policy, person) {
+        Err(error) if policy.fallback => {
+            let next = fallback(port, policy)?;
+            person.hears(&format!("{error}; port {} was taken instead", next.port()));
+            Ok(next)
+        }
+        result => result,
+    }
+}
+
+fn fight_for(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
     let registry = Registry::open();
     let runs = registry.runs();
     let ports = BTreeSet::from([port]);
     let look = holders::find(Some(&ports), &runs, Search::Enough);
     let holders = look.map_err(|error| ClaimError::Held { port, who: format!("somebody ({error})") })?;
-    let Some(first) = holders.first() else { return over_closed(port, person) };
+    let Some(first) = holders.first() else { return over_closed(port, &runs, person) };
     if holders.iter().all(Holder::is_ghost)
         && let Ok(taken) = Reservation::take(port)
     {
         // Whoever had it was just going.
         return Ok(taken);
     }
-    let who = words::who(first, &runs);
-    if policy.fallback && !policy.force {
-        let next = fallback(port, policy)?;
-        person.hears(&format!("port {port} is held by {who}; port {} was taken instead", next.port()));
-        return Ok(next);
-    }
+    let who = words::all(&holders, &runs);
     let context = policy.means.context(&holders, &runs);
     let verdicts: Vec<Verdict> = holders.iter().flat_map(|holder| judge(holder, &context)).collect();
-    let spared = verdicts.into_iter().find_map(|verdict| match verdict {
-        Verdict::Spare(_, why) => Some(why),
+    let spared = verdicts.iter().find_map(|verdict| match verdict {
+        Verdict::Spare(_, why) => Some(why.clone()),
         _ => None,
     });
     if let Some(why) = spared {
-        return match policy.fallback {
-            true => fallback(port, policy),
-            false if policy.force => Err(ClaimError::Spared { port, who, why }),
-            false => Err(ClaimError::Held { port, who }),
-        };
+        let spared = policy.force || matches!(why, Spared::OtherOwner { .. });
+        let who = words::who(first, &runs);
+        return Err(if spared {
+            ClaimError::Spared { port, who, why }
+        } else {
+            ClaimError::Held { port, who }
+        });
     }
-    if !policy.force && !person.agrees(&format!("port {port} is held by {who}; end it?")) {
+    // Whoever wants another port rather than a fight is not asked.
+    let asks = !policy.force && !policy.fallback;
+    let agreed = policy.force || asks && person.agrees(&format!("port {port} is held by {who}; end it?"));
+    if !agreed {
         return Err(ClaimError::Held { port, who });
     }
+    let agreed = asks.then(|| Agreed::to(verdicts.iter()));
+    let means = Means { agreed, ..policy.means.clone() };
     let failed = |error: io::Error| ClaimError::NotFreed { port, why: error.to_string() };
-    let outcome = displace::make_room(port, &policy.means, &registry).map_err(failed)?;
-    take_when_free(port, &outcome, person)
+    let outcome = displace::make_room(port, &means, &registry).map_err(failed)?;
+    take_when_free(port, &outcome, &registry, person)
 }
 
 fn fallback(port: u16, policy: &Policy) -> Result<Reservation, ClaimError> {
@@ -212,7 +232,12 @@ fn fallback(port: u16, policy: &Policy) -> Result<Reservation, ClaimError> {
 }
 
 /// After its holder has ended, a port may be in use for another moment: of dying processes, of connections.
-fn take_when_free(port: u16, outcome: &Outcome, person: &dyn Person) -> Result<Reservation, ClaimError> {
+fn take_when_free(
+    port: u16,
+    outcome: &Outcome,
+    registry: &Registry,
+    person: &dyn Person,
+) -> Result<Reservation, ClaimError> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let begun = Instant::now();
     loop {
@@ -221,9 +246,8 @@ fn take_when_free(port: u16, outcome: &Outcome, person: &dyn Person) -> Result<R
             Err(error) if error.raw_os_error() != Some(libc::EADDRINUSE) => return Err(refused(port, error)),
             Err(_) => {}
         }
-        let holders = sockets::list(&holders::HOLDING, Some(port)).unwrap_or_default();
-        if holders.is_empty() {
-            return over_closed(port, person);
+        if sockets::list(&holders::HOLDING, Some(port)).is_ok_and(|holders| holders.is_empty()) {
+            return over_closed(port, &registry.runs(), person);
         }
         if begun.elapsed() > PATIENCE || outcome.watcher.is_some() {
             return Err(ClaimError::NotFreed { port, why: why_not(outcome) });
@@ -242,8 +266,23 @@ fn why_not(outcome: &Outcome) -> String {
     "it was taken again at once".to_owned()
 }
 
-/// Takes a port on which nobody listens any more but whose number is in use by what was connected to it.
-fn over_closed(port: u16, person: &dyn Person) -> Result<Reservation, ClaimError> {
+/// Takes a port on which nobody listens any more but whose number is in use by what was connected to it. It must be
+/// plain that nothing else keeps it: bound this way, it does not keep out another one that does the same, and before
+/// Linux 6.8 a claim that does not listen yet is not listed.
+fn over_closed(port: u16, runs: &[SeenRun], person: &dyn Person) -> Result<Reservation, ClaimError> {
+    let held = |who: &str| ClaimError::Held { port, who: who.to_owned() };
+    let claims = |run: &SeenRun| run.record.as_ref().is_ok_and(|record| record.ports.contains(&port));
+    if let Some(run) = runs.iter().find(|run| claims(run)) {
+        return Err(held(&format!("run {} (its claim)", run.id)));
+    }
+    let explains = |state: State| !matches!(state, State::Listening | State::Bound);
+    let connections: Vec<State> = State::ALL.into_iter().filter(|state| explains(*state)).collect();
+    let connections = sockets::list(&connections, Some(port));
+    let connections = connections.map_err(|error| held(&format!("somebody ({error})")))?;
+    if connections.is_empty() {
+        // Whoever had it has gone while we looked, or cannot be listed.
+        return Reservation::take(port).map_err(|_| held("somebody who cannot be seen from here"));
+    }
     let taken = match Reservation::take_over_closed(port) {
         Ok(taken) => taken,
         Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => {
@@ -251,13 +290,13 @@ fn over_closed(port: u16, person: &dyn Person) -> Result<Reservation, ClaimError
         }
         Err(error) => return Err(refused(port, error)),
     };
-    // Bound this way, it does not keep out another one that does the same in the same moment.
-    let bound = sockets::list(&[State::Bound], Some(port)).unwrap_or_default();
+    let bound =
+        sockets::list(&[State::Bound], Some(port)).map_err(|error| held(&format!("somebody ({error})")))?;
     if bound.len() > 1 {
-        return Err(ClaimError::Held { port, who: "another run that has just claimed it".to_owned() });
+        return Err(held("another run that has just claimed it"));
     }
-    let closing = sockets::list(&[State::TimeWait], Some(port)).unwrap_or_default();
-    if let Some(left) = closing.iter().map(|socket| socket.expires).max() {
+    let waits = connections.iter().filter(|socket| socket.state == State::TimeWait);
+    if let Some(left) = waits.map(|socket| socket.expires).max() {
         let seconds = left.as_secs().max(1);
         person.hears(&format!(
             "port {port} has closed connections in TIME_WAIT: a server that does not set SO_REUSEADDR cannot bind it for {seconds}s"

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::claim::ClaimError;
@@ -13,6 +13,7 @@ use super::displace::{Means, Registry};
 use super::holders::{self, Search};
 use super::verdict::{Verdict, judge};
 use super::words;
+use crate::env as vars;
 use crate::sys::process::{self, Pid, Stat};
 use crate::sys::sockets::{self, Socket, State};
 use crate::sys::tcp::{self, Reservation};
@@ -121,7 +122,7 @@ fn of_connections(port: u16) -> Vec<Finding> {
 }
 
 fn of_state(state: State, sockets: &[&Socket], owners: &HashMap<u32, Vec<Pid>>) -> Finding {
-    const SHOWN: usize = 5;
+    const SHOWN: usize = 50;
     let line = |socket: &&Socket| {
         let left = match state {
             State::TimeWait => format!(", {} s left", socket.expires.as_secs()),
@@ -151,22 +152,24 @@ fn of_state(state: State, sockets: &[&Socket], owners: &HashMap<u32, Vec<Pid>>) 
 
 /// Units by which systemd itself listens, started or not.
 fn socket_units(port: u16) -> Vec<Finding> {
-    const PLACES: [&str; 4] =
-        ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/etc/systemd/user"];
-    let entries = PLACES.iter().flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten());
-    let units = entries.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b".socket"));
-    let mut names: BTreeSet<String> = BTreeSet::new();
-    for unit in units {
-        let text = fs::read_to_string(unit.path()).unwrap_or_default();
-        if listens_on(&text, port) {
-            names.insert(unit.file_name().to_string_lossy().into_owned());
-        }
-    }
-    let tell = |name: String| {
-        let advice = format!("if it is active: systemctl stop {name}");
+    const SYSTEM: [&str; 3] = ["/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system"];
+    const USER: [&str; 2] = ["/etc/systemd/user", "/usr/lib/systemd/user"];
+    let home = std::env::var_os(vars::HOME).map(|home| PathBuf::from(home).join(".config/systemd/user"));
+    let system = units_in(SYSTEM.map(PathBuf::from).into_iter(), port).into_iter();
+    let user = units_in(USER.map(PathBuf::from).into_iter().chain(home), port).into_iter();
+    let tell = |name: String, how: &str| {
+        let advice = format!("if it is active: {how} stop {name}");
         found("systemd", format!("the socket unit {name} is for port {port}"), Some(&advice))
     };
-    names.into_iter().map(tell).collect()
+    let system = system.map(|name| tell(name, "systemctl"));
+    system.chain(user.map(|name| tell(name, "systemctl --user"))).collect()
+}
+
+fn units_in(places: impl Iterator<Item = PathBuf>, port: u16) -> BTreeSet<String> {
+    let entries = places.flat_map(|place| fs::read_dir(place).into_iter().flatten().flatten());
+    let units = entries.filter(|entry| entry.file_name().as_encoded_bytes().ends_with(b".socket"));
+    let fitting = units.filter(|unit| listens_on(&fs::read_to_string(unit.path()).unwrap_or_default(), port));
+    fitting.map(|unit| unit.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Reads `ListenStream=8080`, `=0.0.0.0:8080`, `=[::]:8080` (systemd.socket(5)).
@@ -203,16 +206,23 @@ fn redirects(port: u16) -> Vec<Finding> {
 
 fn redirects_port(rule: &str, port: u16) -> bool {
     let acts = ["dnat", "DNAT", "redirect", "REDIRECT"].iter().any(|word| rule.contains(word));
-    let port = port.to_string();
-    let words: Vec<&str> = rule.split_whitespace().collect();
-    let for_port = words.windows(2).any(|pair| ["dport", "--dport"].contains(&pair[0]) && pair[1] == port);
-    acts && for_port
+    let words: Vec<&str> = rule.split(|c: char| c.is_whitespace() || "{},".contains(c)).collect();
+    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    let is_it = |word: &str| {
+        let (low, high) = word.split_once(['-', ':']).unwrap_or((word, word));
+        let ends: Option<(u16, u16)> = low.parse().ok().zip(high.parse().ok());
+        ends.map(|(low, high)| (low..=high).contains(&port))
+    };
+    // The numbers that follow, as `8080`, `{ 80, 8080 }`, `80,8080`, `8000-8100` or `8000:8100`.
+    let keys = words.iter().enumerate().filter(|(_, word)| ["dport", "--dport", "--dports"].contains(*word));
+    let mut numbers = keys.flat_map(|(at, _)| words[at + 1..].iter().map_while(|word| is_it(word)));
+    acts && numbers.any(|fits| fits)
 }
 
 /// Listeners on the same number in other network namespaces: the port is free for us all the same.
 fn other_namespaces(port: u16) -> Vec<Finding> {
     let own = fs::read_link("/proc/self/ns/net").ok();
-    let mut namespaces: BTreeMap<std::path::PathBuf, Pid> = BTreeMap::new();
+    let mut namespaces: BTreeMap<PathBuf, Pid> = BTreeMap::new();
     let mut hidden = 0;
     for pid in tree::all_processes() {
         match fs::read_link(format!("/proc/{pid}/ns/net")) {
@@ -239,6 +249,14 @@ fn other_namespaces(port: u16) -> Vec<Finding> {
             found("namespace", what, Some("it does not keep this one from being bound here"))
         })
         .collect();
+    let named = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names: Vec<String> = named.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    if !names.is_empty() {
+        let what =
+            format!("there are named network namespaces, perhaps without a process: {}", names.join(", "));
+        let advice = format!("ip netns exec NAME ss -ltn sport = :{port}");
+        findings.push(found("namespace", what, Some(&advice)));
+    }
     if hidden > 0 && process::own_uid() != 0 {
         let what = format!("the network namespaces of {hidden} processes of other users cannot be seen");
         findings.push(found("namespace", what, Some("root can see them")));
@@ -300,6 +318,11 @@ mod tests {
                 true,
             ),
             ("-A OUTPUT -p tcp --dport 80 -j REDIRECT --to-ports 8080", false),
+            ("tcp dport { 80, 8080 } dnat to 10.0.0.1", true),
+            ("tcp dport 8000-8100 redirect to :80", true),
+            ("-A X -p tcp -m multiport --dports 80,8080 -j REDIRECT --to-ports 1", true),
+            ("-A X -p tcp -m tcp --dport 8000:8090 -j DNAT --to-destination 1.2.3.4", true),
+            ("tcp dport { 80, 81 } dnat to 10.0.0.1:8080", false),
             ("tcp dport 8080 accept", false),
             ("tcp dport 18080 redirect to :8080", false),
         ];

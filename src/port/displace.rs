@@ -18,6 +18,7 @@ use crate::run::RunId;
 use crate::rundir;
 use crate::stop::{self, Wish};
 use crate::sys::clock::BootTime;
+use crate::sys::descriptors::{self, Kind};
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef, Stat};
 use crate::sys::signal::Signal;
 use crate::sys::{sockets, waits};
@@ -34,6 +35,38 @@ pub struct Means {
     pub steal: bool,
     /// Names that are protected.
     pub protected: Vec<String>,
+    /// Those alone that a person has agreed to; whoever comes later is left alone.
+    pub agreed: Option<Agreed>,
+}
+
+/// Whom a person has agreed to end.
+#[derive(Clone, Debug, Default)]
+pub struct Agreed {
+    processes: Vec<ProcessRef>,
+    runs: Vec<RunId>,
+}
+
+impl Agreed {
+    /// Agrees to all that `verdicts` end.
+    pub fn to<'a>(verdicts: impl Iterator<Item = &'a Verdict>) -> Agreed {
+        let mut agreed = Agreed::default();
+        for verdict in verdicts {
+            match verdict {
+                Verdict::End(process) => agreed.processes.push(process.process.clone()),
+                Verdict::EndRun(run) => agreed.runs.push(run.clone()),
+                Verdict::Spare(..) => {}
+            }
+        }
+        agreed
+    }
+
+    fn has(&self, verdict: &Verdict) -> bool {
+        match verdict {
+            Verdict::End(process) => self.processes.contains(&process.process),
+            Verdict::EndRun(run) => self.runs.contains(run),
+            Verdict::Spare(..) => true,
+        }
+    }
 }
 
 /// How a holder ended.
@@ -44,21 +77,28 @@ pub enum How {
     /// By SIGKILL.
     ByForce,
     /// With its run.
-    WithRun(RunId),
+    WithRun {
+        /// The run.
+        run: RunId,
+        /// Whether something of it needed SIGKILL.
+        by_force: bool,
+    },
+    /// It has let go of the port, and lives.
+    LetGo,
 }
 
 /// What was done, and what is left.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Who was ended, and how.
-    pub ended: Vec<(Process, How)>,
+    /// Who was ended, and how; of a run that only claimed the port no process.
+    pub ended: Vec<(Option<Process>, How)>,
     /// Who should have been, and why not.
     pub failed: Vec<(Option<Process>, String)>,
     /// Who was left alone, and why.
     pub spared: Vec<(Option<Process>, Spared)>,
     /// Who holds the port now.
     pub remaining: Vec<Holder>,
-    /// Who starts it again.
+    /// Who starts it again, and was not ended.
     pub watcher: Option<Process>,
 }
 
@@ -95,10 +135,14 @@ impl Means {
             runs.iter().filter(|run| holding.contains(&run.id)).filter_map(|run| run.record.as_ref().ok());
         let strangers = records
             .filter_map(|record| Some((record.id.clone(), owner::title(&owner::stranger_of(record)?))));
+        let ours: HashSet<Pid> = process::ancestors().into_iter().chain([process::own_pid()]).collect();
+        // Whose guard stands above us; the environment may have been cleared on the way.
+        let around = runs.iter().filter(|run| holders::is_around(run, &ours)).map(|run| run.id.clone());
+        let within = around.chain(rundir::parents_from_environment()).collect();
         Context {
             uid: process::own_uid(),
-            ours: process::ancestors().into_iter().chain([process::own_pid()]).collect(),
-            within: rundir::parents_from_environment().into_iter().collect(),
+            ours,
+            within,
             protected: self.protected.clone(),
             strangers: strangers.collect(),
             steal: self.steal,
@@ -110,47 +154,61 @@ impl Means {
 pub fn make_room(port: u16, means: &Means, registry: &Registry) -> io::Result<Outcome> {
     let ports = BTreeSet::from([port]);
     let mut outcome = Outcome::default();
-    let mut parents = Parents::default();
+    let mut watchers = Watchers::default();
     for round in 0..ROUNDS {
         let mut runs = registry.runs();
         let search = if round == 0 { Search::Enough } else { Search::Everywhere };
         let holders = holders::find(Some(&ports), &runs, search)?;
         let context = means.context(&holders, &runs);
-        let plan = Plan::of(&holders, &context, &outcome);
+        let plan = Plan::of(&holders, &context, means, &outcome);
         outcome.spared = plan.spared;
-        outcome.remaining = holders.clone();
         if plan.processes.is_empty() && plan.runs.is_empty() {
-            if !holders.is_empty() || !parents.start_it_again(port)? {
+            if !holders.is_empty() || !watchers.start_it_again(port)? {
                 break;
             }
             continue;
         }
-        if let Some(watcher) = parents.watcher_of(&plan.processes) {
-            let may_end =
-                means.end_watchers && refusal(&watcher, &context).is_none() && !has_terminal(&watcher);
-            outcome.watcher = Some(watcher.clone());
-            if !may_end {
-                break;
-            }
+        outcome.watcher = watchers.watcher_of(&plan.processes);
+        if let Some(watcher) =
+            outcome.watcher.take_if(|it| means.end_watchers && may_end_watcher(it, &context))
+        {
             // First, or it would start another one.
-            outcome.ended.extend(end_processes(&[watcher], None, means.grace).0);
+            outcome.note(end_processes(&[watcher], None, means.grace));
         }
-        parents.note(&plan.processes, &context);
-        let (ended, failed) = end_processes(&plan.processes, Some(port), means.grace);
-        outcome.ended.extend(ended);
-        outcome
-            .failed
-            .extend(failed.into_iter().map(|process| (Some(process), "it outlived SIGKILL".to_owned())));
+        if outcome.watcher.is_some() {
+            break;
+        }
+        watchers.note(&plan.processes, &context);
+        watchers.asked_at = process::now_in_ticks();
+        outcome.note(end_processes(&plan.processes, Some(port), means.grace));
         for (run, first) in plan.runs {
             let Some(seen) = runs.iter_mut().find(|seen| seen.id == run) else { continue };
             match stop::stop(seen, means.grace, Wish::Displace) {
-                Ok(()) => outcome.ended.extend(first.map(|process| (process, How::WithRun(run)))),
+                Ok(()) => {
+                    let end = seen.record.as_ref().ok().and_then(|record| record.end.as_ref());
+                    let by_force = end.is_some_and(|end| end.killed > 0);
+                    outcome.ended.push((first, How::WithRun { run, by_force }));
+                }
                 Err(error) => outcome.failed.push((first, format!("run {run}: {error}"))),
             }
         }
     }
     outcome.remaining = holders::find(Some(&ports), &registry.runs(), Search::Everywhere)?;
+    // What is claimed for the run that we are in ourselves is as free as it can be.
+    let around = |(_, why): &(Option<Process>, Spared)| *why == Spared::AroundUs;
+    if outcome.spared.iter().any(around) {
+        outcome.remaining.retain(|holder| !holder.is_claim);
+        outcome.spared.retain(|spared| !around(spared));
+    }
     Ok(outcome)
+}
+
+impl Outcome {
+    fn note(&mut self, (ended, failed): (Vec<(Process, How)>, Vec<Process>)) {
+        self.ended.extend(ended.into_iter().map(|(process, how)| (Some(process), how)));
+        let why = || "it could not be ended".to_owned();
+        self.failed.extend(failed.into_iter().map(|process| (Some(process), why())));
+    }
 }
 
 /// What is to be done in one round.
@@ -163,7 +221,7 @@ struct Plan {
 
 impl Plan {
     /// Whom we have failed to end once, we do not try again.
-    fn of(holders: &[Holder], context: &Context, before: &Outcome) -> Plan {
+    fn of(holders: &[Holder], context: &Context, means: &Means, before: &Outcome) -> Plan {
         let mut plan = Plan::default();
         let failed = |process: &Process| {
             before
@@ -172,7 +230,8 @@ impl Plan {
                 .any(|(other, _)| other.as_ref().is_some_and(|it| it.process == process.process))
         };
         for holder in holders {
-            for verdict in judge(holder, context) {
+            let verdicts = judge(holder, context).into_iter();
+            for verdict in verdicts.filter(|it| means.agreed.as_ref().is_none_or(|agreed| agreed.has(it))) {
                 match verdict {
                     Verdict::End(process) if failed(&process) || plan.processes.contains(&process) => {}
                     Verdict::End(process) => plan.processes.push(process),
@@ -217,8 +276,12 @@ fn end_processes(
     loop {
         let (there, gone): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|(process, pidfd)| pidfd.is_alive() && holds(process.process.pid));
-        ended.extend(gone.into_iter().map(|(process, _)| {
-            let how = if killed.contains(&process.process.pid) { How::ByForce } else { How::Gracefully };
+        ended.extend(gone.into_iter().map(|(process, pidfd)| {
+            let how = match killed.contains(&process.process.pid) {
+                true => How::ByForce,
+                false if pidfd.is_alive() && !ends_soon(&pidfd) => How::LetGo,
+                false => How::Gracefully,
+            };
             (process, how)
         }));
         waiting = there;
@@ -246,32 +309,43 @@ fn rest(waiting: &[(Process, Pidfd)]) {
     let _ = waits::any(&polled, Some(LOOK_AGAIN));
 }
 
-fn still_holds(pid: Pid, port: u16) -> bool {
-    // If the kernel cannot be asked any more, the process is the one that was seen all the same.
-    let Ok(now) = sockets::list(&holders::HOLDING, Some(port)) else { return true };
-    let inodes: HashSet<u32> = now.iter().map(|socket| socket.inode).collect();
-    !inodes.is_empty() && !sockets::held_by(pid, &inodes).is_empty()
+/// A server lets go of its port before it ends, most of them at once.
+fn ends_soon(pidfd: &Pidfd) -> bool {
+    waits::readable(pidfd.as_fd(), Some(Duration::from_millis(500))).unwrap_or(false)
 }
 
-/// The living parents of what was ended, who may start it again.
-#[derive(Default)]
-struct Parents(HashMap<Pid, ProcessRef>);
+/// What cannot be looked at again is not signalled.
+fn still_holds(pid: Pid, port: u16) -> bool {
+    let now = sockets::list(&holders::HOLDING, Some(port)).unwrap_or_default();
+    let inodes: HashSet<u32> = now.iter().map(|socket| socket.inode).collect();
+    !inodes.is_empty() && !descriptors::held_by(pid, Kind::Socket, &inodes).is_empty()
+}
 
-impl Parents {
+/// The living ancestors of what was ended, who may start it again.
+#[derive(Default)]
+struct Watchers {
+    known: HashMap<Pid, ProcessRef>,
+    /// When the last ones were asked to end, in clock ticks after boot.
+    asked_at: u64,
+}
+
+impl Watchers {
+    /// Notes those above `processes`, up to who adopts orphans or has started us too.
     fn note(&mut self, processes: &[Process], context: &Context) {
         let ended: HashSet<Pid> = processes.iter().map(|process| process.process.pid).collect();
-        let parents = processes.iter().map(|process| process.parent);
-        for parent in parents.filter(|pid| *pid > 1 && !context.ours.contains(pid) && !ended.contains(pid)) {
-            let reaper = Stat::read(parent).is_none_or(|stat| stat.comm == "systemd" || stat.comm == "init");
-            if let Some((identity, _)) = ProcessRef::observe(parent).filter(|_| !reaper) {
-                self.0.insert(parent, identity);
+        for pid in processes.iter().flat_map(|process| {
+            let is_end = |pid: &Pid| *pid <= 1 || context.ours.contains(pid) || is_reaper(*pid);
+            process::ancestors_of(process.process.pid).into_iter().take_while(move |pid| !is_end(pid))
+        }) {
+            if let Some((identity, _)) = ProcessRef::observe(pid).filter(|_| !ended.contains(&pid)) {
+                self.known.insert(pid, identity);
             }
         }
     }
 
     /// Waits a little, as long as one of them lives; returns whether the port is taken again.
     fn start_it_again(&self, port: u16) -> io::Result<bool> {
-        let pinned: Vec<Pidfd> = self.0.values().filter_map(ProcessRef::pin).collect();
+        let pinned: Vec<Pidfd> = self.known.values().filter_map(ProcessRef::pin).collect();
         let until = Instant::now() + RETURN_WITHIN;
         while pinned.iter().any(Pidfd::is_alive) && Instant::now() < until {
             if !sockets::list(&holders::HOLDING, Some(port))?.is_empty() {
@@ -284,15 +358,29 @@ impl Parents {
         Ok(!sockets::list(&holders::HOLDING, Some(port))?.is_empty())
     }
 
-    /// Returns the parent that has started one of `processes` after it had lost another.
+    /// Returns the nearest of them that stands above one of `processes` which began after another one was asked to end.
     fn watcher_of(&self, processes: &[Process]) -> Option<Process> {
-        let parent = processes.iter().find_map(|process| self.0.get(&process.parent))?;
-        parent.pin().and_then(|_| Process::look(parent.pid))
+        // One that was there before was only waiting for the port.
+        let is_new = |process: &&Process| self.asked_at > 0 && process.process.start_time >= self.asked_at;
+        let above = |process: &Process| {
+            let ancestors = process::ancestors_of(process.process.pid).into_iter();
+            ancestors.filter_map(|pid| self.known.get(&pid)).find(|known| known.pin().is_some()).cloned()
+        };
+        let watcher = processes.iter().filter(is_new).find_map(above)?;
+        Process::look(watcher.pid).filter(|process| process.process == watcher)
     }
 }
 
-/// A shell that somebody sits at starts nothing by itself again, and is not ended for a port.
-fn has_terminal(process: &Process) -> bool {
-    let stat = Stat::read(process.process.pid);
-    stat.is_some_and(|stat| stat.session == stat.pid && stat.terminal != 0)
+fn is_reaper(pid: Pid) -> bool {
+    Stat::read(pid).is_none_or(|stat| stat.comm == "systemd" || stat.comm == "init")
+}
+
+/// A shell that somebody sits at starts nothing by itself again, and an agent is not ended for a port.
+fn may_end_watcher(watcher: &Process, context: &Context) -> bool {
+    let pid = watcher.process.pid;
+    let at_terminal = Stat::read(pid).is_some_and(|stat| stat.terminal != 0);
+    let is_shell = ["sh", "bash", "dash", "zsh", "fish", "ksh"].contains(&watcher.name.as_str());
+    let runs_script = watcher.command.iter().skip(1).any(|word| !word.starts_with('-') || word == "-c");
+    let is_interactive = at_terminal && is_shell && !runs_script;
+    refusal(watcher, context).is_none() && !is_interactive && owner::agent_running_as(pid).is_none()
 }

@@ -91,7 +91,9 @@ fn holder(socket: Socket, owners: &HashMap<u32, Vec<Pid>>, family: &Family<'_>) 
     let processes: Vec<Process> = others.filter_map(|pid| Process::look(*pid)).collect();
     let within = || processes.iter().find_map(|process| family.run_of(process.process.pid));
     let run = claimed.cloned().or_else(within);
-    Holder { socket, is_claim: claimed.is_some(), processes, run }
+    // One that was passed on listens, and is the command's as well.
+    let is_claim = claimed.is_some() && socket.state != State::Listening;
+    Holder { socket, is_claim, processes, run }
 }
 
 impl Process {
@@ -149,6 +151,11 @@ impl<'a> Family<'a> {
         };
         above.cloned().or_else(marked)
     }
+}
+
+/// Returns whether one of `pids` is the living guard or supervisor of `run`.
+pub fn is_around(run: &SeenRun, pids: &HashSet<Pid>) -> bool {
+    keepers_of(run).any(|keeper| pids.contains(&keeper))
 }
 
 /// The living guard and supervisor of a run.

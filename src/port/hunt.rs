@@ -13,9 +13,10 @@ use std::thread;
 use super::holders::keepers_of;
 use crate::registry::record::Record;
 use crate::registry::seen::SeenRun;
-use crate::sys::cgroup::Leaf;
+use crate::sys::cgroup::{self, Leaf};
+use crate::sys::descriptors::{self, Kind};
 use crate::sys::process::{Pid, Stat};
-use crate::sys::sockets::{self, Socket};
+use crate::sys::sockets::Socket;
 use crate::sys::tree;
 
 /// How hard processes are looked for.
@@ -69,7 +70,7 @@ impl Hunt {
     fn among(&mut self, pids: impl IntoIterator<Item = Pid>) {
         for pid in pids {
             if self.asked.insert(pid) {
-                let held = sockets::held_by(pid, &self.wanted);
+                let held = descriptors::held_by(pid, Kind::Socket, &self.wanted);
                 self.note(pid, held);
             }
         }
@@ -96,7 +97,7 @@ impl Hunt {
                 if search == Search::Enough && over.load(Ordering::Relaxed) {
                     return;
                 }
-                let held = sockets::held_by(*pid, &wanted);
+                let held = descriptors::held_by(*pid, Kind::Socket, &wanted);
                 if held.is_empty() {
                     continue;
                 }
@@ -111,7 +112,10 @@ impl Hunt {
         let before = threads();
         thread::scope(|scope| {
             for first in 0..count {
-                scope.spawn(move || part(first));
+                // Where no thread can be made (a limit of processes), this one does its part.
+                if thread::Builder::new().spawn_scoped(scope, move || part(first)).is_err() {
+                    part(first);
+                }
             }
         });
         // Whoever forks next must have one thread, and a joined one may take a moment to go.
@@ -185,7 +189,7 @@ fn descendants(pid: Pid, generations: usize) -> Vec<Pid> {
 /// The processes of the cgroup with this id, unless it is one that half of the machine is in.
 fn small_cgroup(id: u64) -> Option<Vec<Pid>> {
     const LARGE: usize = 200;
-    let leaf = Leaf::open(&sockets::cgroup_directory(id)?).ok()?;
+    let leaf = Leaf::open(&cgroup::directory_of(id)?).ok()?;
     let processes = leaf.own_processes();
     (processes.len() <= LARGE).then_some(processes)
 }

@@ -10,7 +10,7 @@ use crate::sys::process::Pid;
 use crate::sys::sockets::State;
 
 /// Never ended for a port: they hold it for somebody else, and much else besides.
-const PROTECTED: [&str; 17] = [
+const PROTECTED: [&str; 18] = [
     "systemd",
     "init",
     "launchd",
@@ -25,6 +25,7 @@ const PROTECTED: [&str; 17] = [
     "pasta",
     "conmon",
     "sshd",
+    "sshd-session",
     "tmux: server",
     "supervisord",
     "wslrelay.exe",
@@ -71,6 +72,8 @@ pub enum Spared {
     Protected,
     /// It has bound the port and does not listen: it may be about to connect from there.
     NotListening,
+    /// It is the claim of a run that we are in.
+    AroundUs,
     /// It is a run of somebody else who is alive.
     OtherOwner {
         /// The run.
@@ -94,6 +97,7 @@ impl fmt::Display for Spared {
                 write!(f, "it belongs to user {uid}; only that user or root may end it")
             }
             Spared::Protected => f.write_str("its name is protected; end it by its own means"),
+            Spared::AroundUs => f.write_str("it is the claim of the run that this command is in"),
             Spared::NotListening => {
                 f.write_str("it has bound the port but does not listen; end it by its pid")
             }
@@ -113,6 +117,9 @@ pub fn judge(holder: &Holder, context: &Context) -> Vec<Verdict> {
             Verdict::Spare(first, Spared::OtherOwner { run: run.clone(), owner: owner.clone() })
         });
         return vec![spared.unwrap_or_else(|| Verdict::EndRun(run.clone()))];
+    }
+    if holder.is_claim {
+        return vec![Verdict::Spare(None, Spared::AroundUs)];
     }
     if holder.processes.iter().all(|process| process.is_zombie) {
         let unseen = Spared::Unseen { uid: holder.socket.uid };
@@ -151,10 +158,16 @@ pub fn refusal(process: &Process, context: &Context) -> Option<Spared> {
 }
 
 fn is_protected(process: &Process, context: &Context) -> bool {
-    let program = process.command.first().and_then(|word| Path::new(word).file_name()?.to_str());
-    let names = [Some(process.name.as_str()), program];
-    let known = |name: &str| PROTECTED.contains(&name) || context.protected.iter().any(|known| known == name);
-    names.into_iter().flatten().any(known)
+    is_protected_name(&process.name, process.command.first().map(String::as_str), &context.protected)
+}
+
+/// Returns whether a process of this name, or that runs this program, is never ended; `more` names beside the built-in
+/// ones.
+pub fn is_protected_name(name: &str, program: Option<&str>, more: &[String]) -> bool {
+    // Some put a title there: "sshd-session: ann@pts/1".
+    let program = program.and_then(|word| Path::new(word.split(':').next()?).file_name()?.to_str());
+    let known = |name: &str| PROTECTED.contains(&name) || more.iter().any(|known| known == name);
+    [Some(name), program].into_iter().flatten().any(known)
 }
 
 #[cfg(test)]

@@ -31,6 +31,19 @@ pub fn who(holder: &Holder, runs: &[SeenRun]) -> String {
     }
 }
 
+/// Returns who holds a port, for a question: the first, and how many more there are.
+pub fn all(holders: &[Holder], runs: &[SeenRun]) -> String {
+    let Some(first) = holders.first() else { return "nobody".to_owned() };
+    let mut pids: Vec<i32> =
+        holders.iter().flat_map(|holder| &holder.processes).map(|it| it.process.pid).collect();
+    pids.sort_unstable();
+    pids.dedup();
+    match pids.len() {
+        0 | 1 => who(first, runs),
+        many => format!("{} and {} more", who(first, runs), many - 1),
+    }
+}
+
 /// Returns a process for a sentence.
 pub fn process(process: &Process) -> String {
     let user = files::user_name(process.uid).unwrap_or_else(|| process.uid.to_string());

@@ -15,16 +15,23 @@ use crate::sys::namespace::{Lifeline, Lifelines};
 use crate::sys::process::{self, Pid};
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::spawn::{self, Forked};
+use crate::sys::tcp::Reservation;
 use crate::sys::{inherit, waits};
 
 /// Forks the init, which must be the first fork since `namespace::unshare_pids`, and returns it with the
-/// supervisor's lifeline.
-pub(super) fn start(lifelines: Lifelines, polite: Signal, grace: Duration) -> io::Result<(Pid, Lifeline)> {
+/// supervisor's lifeline. It lets go of `claims`, which are not for it to hold.
+pub(super) fn start(
+    lifelines: Lifelines,
+    polite: Signal,
+    grace: Duration,
+    claims: &mut Vec<Reservation>,
+) -> io::Result<(Pid, Lifeline)> {
     match spawn::fork_beside_threads()? {
         Forked::Child => {
             inherit::rename_process(c"arun-init", "arun-init");
             let _ = spawn::let_go_of(&[0, 1, 2]);
             inherit::close_callers_others();
+            claims.clear();
             // Without its queue it cannot wait, and its end is the namespace's.
             let _ = Init { readers: lifelines.for_init(), polite, grace }.run();
             signal::exit_now(0)

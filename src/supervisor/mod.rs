@@ -164,14 +164,14 @@ impl Supervised {
         let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
         let setup = leader_setup(spec, run, terminal.take(), cell.as_ref(), claims, ends)
             .map_err(LaunchFailure::own("cannot make the tree lock"))?;
-        let namespace = lifelines.map(|lifelines| enter_namespace(lifelines, spec)).transpose();
+        claims.make_ready().map_err(LaunchFailure::own("cannot hand the port over"))?;
+        let namespace = lifelines.map(|lifelines| enter_namespace(lifelines, spec, claims)).transpose();
         let namespace = namespace.map_err(LaunchFailure::own("cannot make a pid namespace"))?;
         // Nothing may fail once the command is there, so what is opened then has its descriptors now.
         let reserve = files::reserve_descriptors(DESCRIPTORS_AFTERWARDS)
             .map_err(LaunchFailure::own("there are too few descriptors (ulimit -n)"))?;
         fault::step();
         let program = program(spec, run).map_err(|error| not_executed(spec, &error))?;
-        claims.make_ready().map_err(LaunchFailure::own("cannot hand the port over"))?;
         let leader = leader::start(&program, &setup).map_err(|error| {
             if let Some((init, _)) = &namespace {
                 let _ = process::signal_own_child(*init, Signal::KILL);
@@ -247,9 +247,9 @@ fn leader_setup(
 }
 
 /// Makes the namespace; the relay's threads must run by then.
-fn enter_namespace(lifelines: Lifelines, spec: &RunSpec) -> io::Result<(Pid, Lifeline)> {
+fn enter_namespace(lifelines: Lifelines, spec: &RunSpec, claims: &mut Claims) -> io::Result<(Pid, Lifeline)> {
     namespace::unshare_pids()?;
-    init::start(lifelines, spec.signal, spec.grace)
+    init::start(lifelines, spec.signal, spec.grace, &mut claims.ports)
 }
 
 /// Draws the mark: a soft RLIMIT_LOCKS, which the kernel ignores since 2.4.25 (`getrlimit(2)`) and every

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -101,6 +102,28 @@ fn hands_down(path: &Path, controllers: &[&str]) -> bool {
         fs::write(path.join("cgroup.subtree_control"), wanted.join(" ")).is_ok()
     };
     has() || (may_switch() && switch_on() && has())
+}
+
+/// Finds the directory of the cgroup v2 with this id: its inode there (`cgroup_id(2)` does not exist; kernfs
+/// uses one number for both).
+pub fn directory_of(id: u64) -> Option<PathBuf> {
+    let mount = mount()?;
+    let mut waiting = vec![mount.clone()];
+    if fs::metadata(&mount).is_ok_and(|seen| std::os::unix::fs::MetadataExt::ino(&seen) == id) {
+        return Some(mount);
+    }
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.ino() == id {
+                return Some(entry.path());
+            }
+            waiting.push(entry.path());
+        }
+    }
+    None
 }
 
 /// A cgroup of ours.

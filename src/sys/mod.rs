@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod children;
 pub mod clock;
+pub mod descriptors;
 pub mod fault;
 pub mod files;
 pub mod inherit;

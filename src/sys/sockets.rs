@@ -1,25 +1,14 @@
-//! TCP sockets of our network namespace as the kernel lists them (`sock_diag(7)`), and which process has a
-//! descriptor of one (`proc_pid_fd(5)`).
+//! TCP sockets of our network namespace as the kernel lists them (`sock_diag(7)`).
 //!
 //! The kernel knows a socket by its inode, not by a process: several may have it, or none (in flight over a
 //! Unix socket, the kernel's own, one whose process we may not look into).
 
-use std::collections::HashSet;
-use std::ffi::CStr;
-use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::DirEntryExt;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::dir::Dir;
-use nix::fcntl::OFlag;
 use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
-use nix::sys::stat::Mode;
-
-use super::process::{Pid, Stat};
 
 /// Where a socket stands (tcp_states.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,6 +46,21 @@ const STATES: [(u8, State); 13] = [
 ];
 
 impl State {
+    /// All of them, each once.
+    pub const ALL: [State; 11] = [
+        State::Established,
+        State::SynSent,
+        State::SynReceived,
+        State::FinWait1,
+        State::FinWait2,
+        State::TimeWait,
+        State::CloseWait,
+        State::LastAck,
+        State::Listening,
+        State::Closing,
+        State::Bound,
+    ];
+
     /// Returns the word that stands in answers.
     pub fn word(self) -> &'static str {
         match self {
@@ -152,10 +156,10 @@ fn receive(netlink: &OwnedFd, found: &mut Vec<Socket>) -> io::Result<()> {
         let mut rest = &buffer[..length];
         while let Some((kind, body, after)) = message(rest) {
             match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let errno = word(body, 0).map_or(libc::EINVAL, |number| -(number as i32));
-                    return Err(io::Error::from_raw_os_error(errno));
+                // A dump that fails says so in its last message.
+                NLMSG_DONE | NLMSG_ERROR => {
+                    let code = word(body, 0).map_or(0, |number| number as i32);
+                    return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(()) };
                 }
                 _ => found.extend(parse(body)),
             }
@@ -219,79 +223,11 @@ fn address(family: u8, bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Returns which of the sockets `wanted`, by inode, `pid` has a descriptor of; none if its descriptors may not
-/// be looked at. Of a process whose first thread has ended while others go on, only these tell.
-pub fn held_by(pid: Pid, wanted: &HashSet<u32>) -> Vec<u32> {
-    match held_in(&format!("/proc/{pid}/fd"), wanted) {
-        Some(held) => held,
-        None => held_by_threads(pid, wanted),
-    }
-}
-
-fn held_by_threads(pid: Pid, wanted: &HashSet<u32>) -> Vec<u32> {
-    let is_headless = Stat::read(pid).is_some_and(|stat| stat.state == b'Z' && stat.threads > 1);
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let held = |thread: fs::DirEntry| held_in(&format!("{}/fd", thread.path().display()), wanted);
-    threads.filter(|_| is_headless).filter_map(held).find(|held| !held.is_empty()).unwrap_or_default()
-}
-
-/// Looks at the descriptors in `directory`; `None` if there are none.
-fn held_in(directory: &str, wanted: &HashSet<u32>) -> Option<Vec<u32>> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut opened = Dir::open(directory, flags, Mode::empty()).ok()?;
-    let at = opened.as_raw_fd();
-    let (mut held, mut any) = (Vec::new(), false);
-    for entry in opened.iter().flatten() {
-        let name = entry.file_name();
-        if name.to_bytes()[0] != b'.' {
-            any = true;
-            held.extend(socket_behind(at, name).filter(|inode| wanted.contains(inode)));
-        }
-    }
-    held.sort_unstable();
-    held.dedup();
-    any.then_some(held)
-}
-
-/// Reads a link like `socket:[123]`. Without an allocation: there may be tens of thousands.
-fn socket_behind(directory: RawFd, name: &CStr) -> Option<u32> {
-    let mut link = [0u8; 32];
-    // SAFETY: a path that ends with a NUL, and a buffer as long as said.
-    let length = unsafe { libc::readlinkat(directory, name.as_ptr(), link.as_mut_ptr().cast(), link.len()) };
-    let inode = link.get(..usize::try_from(length).ok()?)?.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-    std::str::from_utf8(inode).ok()?.parse().ok()
-}
-
-/// Finds the directory of the cgroup v2 with this id: its inode there (`cgroup_id(2)` does not exist; kernfs
-/// uses one number for both).
-pub fn cgroup_directory(id: u64) -> Option<PathBuf> {
-    let mount = super::cgroup::mount()?;
-    let mut waiting = vec![mount.clone()];
-    if fs::metadata(&mount).is_ok_and(|seen| std::os::unix::fs::MetadataExt::ino(&seen) == id) {
-        return Some(mount);
-    }
-    while let Some(directory) = waiting.pop() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            if entry.ino() == id {
-                return Some(entry.path());
-            }
-            waiting.push(entry.path());
-        }
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::descriptors::{self, Kind};
     use super::*;
     use std::net::{TcpListener, TcpStream};
-
-    fn own() -> Pid {
-        super::super::process::own_pid()
-    }
 
     #[test]
     fn a_listener_is_found_with_its_process_and_a_client_is_not() {
@@ -302,9 +238,10 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].local, listener.local_addr().unwrap());
         assert_eq!(found[0].uid, super::super::process::own_uid());
-        let wanted = HashSet::from([found[0].inode]);
-        assert_eq!(held_by(own(), &wanted), vec![found[0].inode]);
-        assert!(held_by(own(), &HashSet::new()).is_empty());
+        let wanted = std::collections::HashSet::from([found[0].inode]);
+        let own = super::super::process::own_pid();
+        assert_eq!(descriptors::held_by(own, Kind::Socket, &wanted), vec![found[0].inode]);
+        assert!(descriptors::held_by(own, Kind::Socket, &Default::default()).is_empty());
         let clients = client.local_addr().unwrap().port();
         assert!(list(&[State::Listening], Some(clients)).unwrap().is_empty());
         let seen = list(&[State::Established], Some(clients)).unwrap();

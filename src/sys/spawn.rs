@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -61,6 +61,27 @@ pub fn detached(name: &CStr, work: impl FnOnce()) -> io::Result<()> {
         signal::exit_now(0)
     };
     children::wait_for(first).map(drop)
+}
+
+/// Finds who adopts what loses its parent here (`PR_SET_CHILD_SUBREAPER`, prctl(2)): pid 1 or a subreaper. This
+/// process must have one thread.
+pub fn who_adopts() -> io::Result<Pid> {
+    let (mut answer, mut tell) = io::pipe()?;
+    let Forked::Parent(first) = fork()? else {
+        let parent = process::own_pid();
+        if let Ok(Forked::Child) = fork() {
+            while process::parent_pid() == parent {
+                std::thread::yield_now();
+            }
+            let _ = tell.write_all(&process::parent_pid().to_ne_bytes());
+        }
+        signal::exit_now(0)
+    };
+    drop(tell);
+    children::wait_for(first)?;
+    let mut pid = [0; 4];
+    answer.read_exact(&mut pid)?;
+    Ok(Pid::from_ne_bytes(pid))
 }
 
 /// Puts this process into a process group of its own (`setpgid(2)`).

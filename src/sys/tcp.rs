@@ -56,7 +56,7 @@ impl Reservation {
         };
         setsockopt(&socket, ReuseAddr, &true)?;
         let port = if port == 0 { port_of(&socket)? } else { port };
-        Ok(Reservation { socket: out_of_the_way(socket), port })
+        Ok(Reservation { socket: out_of_the_way(socket)?, port })
     }
 
     /// Returns the port.
@@ -84,14 +84,19 @@ fn port_of(socket: &OwnedFd) -> io::Result<u16> {
     Ok(v6.or_else(|_| getsockname::<SockaddrIn>(socket.as_raw_fd()).map(|address| address.port()))?)
 }
 
-/// Numbers from 3 on are where a command expects the sockets that it is given.
-fn out_of_the_way(socket: OwnedFd) -> OwnedFd {
+/// Moves `socket` up: numbers from 3 on are where a command expects the sockets that it is given.
+fn out_of_the_way(socket: OwnedFd) -> io::Result<OwnedFd> {
     use std::os::fd::FromRawFd;
-    match fcntl(&socket, FcntlArg::F_DUPFD_CLOEXEC(100)) {
-        // SAFETY: a fresh descriptor that nobody else owns.
-        Ok(copy) => unsafe { OwnedFd::from_raw_fd(copy) },
-        Err(_) => socket,
+    let mut last = Errno::EMFILE;
+    // With a small limit of descriptors (ulimit -n) the higher ones cannot be had.
+    for lowest in [100, 50, 20] {
+        match fcntl(&socket, FcntlArg::F_DUPFD_CLOEXEC(lowest)) {
+            // SAFETY: a fresh descriptor that nobody else owns.
+            Ok(copy) => return Ok(unsafe { OwnedFd::from_raw_fd(copy) }),
+            Err(error) => last = error,
+        }
     }
+    Err(if last == Errno::EINVAL { Errno::EMFILE } else { last }.into())
 }
 
 /// Returns the first port that needs no privilege (`ip_unprivileged_port_start`, Linux 4.11).

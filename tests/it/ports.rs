@@ -571,3 +571,198 @@ fn freed_by_one_of_its_own_run_a_server_ends_alone() {
     let done = place.run(&["--", "sh", "-c", &script]).expect_code(0);
     assert!(done.stdout.contains(&format!("{port} cleaned")) && done.stdout.contains("rc 0"), "{done:?}");
 }
+
+#[test]
+fn a_run_does_not_end_itself_for_a_port_or_a_name() {
+    let place = Place::new();
+    let port = place.port();
+    let helper = misbehave();
+    // Without the environment that tells of the run around; the guard above us does.
+    let script = format!(
+        "{helper} listen 127.0.0.1:{port} touch {up} pause & {helper} await {up} && \
+         env -i AGENT_RUN_STATE_DIR=$AGENT_RUN_STATE_DIR {binary} port free {port}; echo rc $?; \
+         {binary} --name web --force -- true; echo rc $?",
+        up = place.text("up"),
+        binary = agent_run(),
+    );
+    let done =
+        place.run(&["--name", "web", "--port", &port.to_string(), "--", "sh", "-c", &script]).expect_code(0);
+    // The claim of the run around stays, and is as free as a port of a run can be.
+    assert!(done.stdout.contains(&format!("{port} cleaned")) && done.stdout.contains("rc 0"), "{done:?}");
+    assert!(done.stdout.contains("rc 125") && done.stderr.contains("in which this command runs"), "{done:?}");
+}
+
+#[test]
+fn an_isolated_run_can_let_go_of_its_port() {
+    if !crate::harness::offers("pid_namespace") {
+        return skipped("--isolate pid cannot be had here");
+    }
+    let place = Place::new();
+    let port = place.port();
+    let plain = format!("127.0.0.1:{port}");
+    let words = ["--isolate", "pid", "--claim", "release", "--port", &port.to_string(), "--", misbehave()];
+    place.run(&[&words[..], &["listen_plain", &plain, "exit", "4"]].concat()).expect_code(4);
+}
+
+#[test]
+fn a_shell_between_watcher_and_server_hides_nothing() {
+    let place = Place::new();
+    let port = place.port();
+    let up = place.text("up");
+    // The shell that starts the server dies with it; what is above that starts both again.
+    let script =
+        format!("while :; do sh -c '{} listen 127.0.0.1:{port} touch {up} pause; true'; done", misbehave());
+    let mut command = Command::new("bash");
+    command.args(["-c", &script]);
+    place.furnish(&mut command);
+    let watcher = Running::spawn(command);
+    place.wait_for_file("up");
+    let freed = entry(&place.run(&["port", "free", &port.to_string(), "--json"]).expect_code(1));
+    assert_eq!(
+        (&freed["status"], &freed["watcher"]["pid"]),
+        (&"partial".into(), &watcher.pid().into()),
+        "{freed}"
+    );
+    let freed = entry(&place.run(&["port", "free", "--force", &port.to_string(), "--json"]).expect_code(0));
+    assert_eq!(freed["status"], "cleaned", "{freed}");
+    wait_until("the loop is over", || is_dead(watcher.pid()));
+    watcher.wait();
+    wait_until("all are gone", || place.processes().is_empty());
+}
+
+#[test]
+fn who_only_waited_for_the_port_was_started_by_nobody_again() {
+    let place = Place::new();
+    let (port, go) = (place.port(), place.text("go"));
+    // Both below one shell: the second takes the port when the first has let go of it.
+    let wait = format!(
+        "until {} listen 127.0.0.1:{port} touch {} pause >/dev/null; do :; done",
+        misbehave(),
+        place.text("second")
+    );
+    let script = format!(
+        "{} listen 127.0.0.1:{port} touch {} pause & {wait} & wait; touch {go}",
+        misbehave(),
+        place.text("up")
+    );
+    let mut command = Command::new("bash");
+    command.args(["-c", &script]);
+    place.furnish(&mut command);
+    let shell = Running::spawn(command);
+    place.wait_for_file("up");
+    let _ = place.run(&["port", "free", "--json", &port.to_string()]);
+    assert!(!is_dead(shell.pid()), "the shell above is nobody who may be ended without --force");
+    for pid in place.processes() {
+        let _ = agent_run::sys::process::Pidfd::open(pid).map(|pidfd| pidfd.send(Signal::KILL));
+    }
+    shell.wait();
+}
+
+#[test]
+fn a_run_that_only_claims_is_displaced_and_counted() {
+    let place = Place::new();
+    let port = place.port();
+    let run = server(&place, &[], port, "print up");
+    let freed = entry(&place.run(&["port", "free", &port.to_string(), "--json"]).expect_code(0));
+    assert_eq!(freed["status"], "cleaned", "{freed}");
+    assert_eq!(freed["ended"][0]["run"], place.the_ended()["id"], "{freed}");
+    run.wait();
+}
+
+#[test]
+fn nobody_is_ended_for_a_launch_that_cannot_be() {
+    let place = Place::new();
+    let port = place.port();
+    let holder = stranger(&place, &format!("listen 127.0.0.1:{port}"));
+    let text = port.to_string();
+    for wrong in [["--log", "/nonexistent/x"], ["--events", "/nonexistent/x"], ["--chdir", "/nonexistent"]] {
+        place.run(&[&["--port", &text, "--force"], &wrong[..], &["--", "true"]].concat()).expect_code(125);
+        assert!(!is_dead(holder.pid()), "{wrong:?}");
+    }
+    end(holder);
+}
+
+#[test]
+fn a_fallback_is_taken_whatever_is_in_the_way() {
+    let place = Place::new();
+    let (served, own) = (place.port(), place.port());
+    let server = TcpListener::bind(("127.0.0.1", served)).unwrap();
+    let client = stranger(&place, &format!("connect 127.0.0.1:{served} 127.0.0.1:{own}"));
+    let bound = place.port();
+    let words = |port: u16, more: &'static [&'static str]| {
+        let port = port.to_string();
+        place.run(&[&["--port", &port, "--fallback"], more, &["--", "sh", "-c", "echo $PORT"]].concat())
+    };
+    let done = words(own, &[]).expect_code(0);
+    assert!(!done.stdout.is_empty(), "{done:?}");
+    std::fs::remove_file(place.path("up")).unwrap();
+    let holder = stranger(&place, &format!("bind 127.0.0.1:{bound}"));
+    let done = words(bound, &["--force"]).expect_code(0);
+    assert!(done.stdout.trim() != bound.to_string() && done.stderr.contains("was taken instead"), "{done:?}");
+    let quiet = words(bound, &["-q"]).expect_code(0);
+    assert_eq!(quiet.stderr, "");
+    end(client);
+    end(holder);
+    drop(server);
+}
+
+#[test]
+fn sockets_are_passed_on_with_few_descriptors_too() {
+    let place = Place::new();
+    let (one, other) = (place.port(), place.port());
+    let script = format!(
+        "ulimit -n 64; exec {} --port {one} --port {other} --claim listen-fd -- {} answer_given 2 touch {} pause",
+        agent_run(),
+        misbehave(),
+        place.text("up")
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]);
+    place.furnish(&mut command);
+    let run = Running::spawn(command);
+    place.wait_for_file("up");
+    let mut said = String::new();
+    TcpStream::connect(("127.0.0.1", one)).unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said.trim().parse::<i32>().unwrap(), place.pid_in("up"));
+    let shown = place.run(&["port", "show", &one.to_string()]).expect_code(0).stdout;
+    assert!(shown.contains("listening") && shown.contains("misbehave"), "{shown}");
+    run.signal(Signal::TERM);
+    run.wait();
+}
+
+#[test]
+fn a_recovery_does_not_hold_the_port_of_the_launch_that_began_it() {
+    let place = Place::new();
+    let port = place.port();
+    // An orphan that takes two seconds to end.
+    let first = place.start(
+        &["-k", "2s"],
+        &[
+            "daemon", "ignore", "TERM", "touch", "../deaf", "pause", "end", "await", "../deaf", "touch",
+            "../up", "pause",
+        ],
+        "up",
+    );
+    let record = place.wait_for_record("it runs", |record| record["state"] == "running");
+    let supervisor =
+        agent_run::sys::process::Pidfd::open(record["supervisor"]["pid"].as_i64().unwrap() as i32).unwrap();
+    supervisor.send(Signal::STOP).unwrap();
+    first.signal(Signal::KILL);
+    supervisor.send(Signal::KILL).unwrap();
+    wait_until("the supervisor is dead", || !supervisor.is_alive());
+    first.forget();
+    std::fs::remove_file(place.state().join("looked")).unwrap();
+    let words = [
+        "--port",
+        &port.to_string(),
+        "--claim",
+        "release",
+        "--",
+        misbehave(),
+        "listen_plain",
+        "127.0.0.1:{port}",
+    ];
+    place.run(&[&words[..], &["exit", "4"]].concat()).expect_code(4);
+    place.run(&["--port", &port.to_string(), "--", "true"]).expect_code(0);
+    wait_until("the orphan is gone", || place.unfinished().is_empty() && place.processes().is_empty());
+}

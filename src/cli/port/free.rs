@@ -14,12 +14,14 @@ use crate::exit;
 use crate::failure::Failure;
 use crate::lease::parse_duration;
 use crate::port::claim::Person;
-use crate::port::displace::{How, Means, Outcome, Registry};
+use crate::port::diagnose::diagnose;
+use crate::port::displace::{Agreed, How, Means, Outcome, Registry};
 use crate::port::free::{Freed, Status, free};
 use crate::port::holders::{self, Holder, Process, Search};
 use crate::port::verdict::{Spared, Verdict, judge};
 use crate::port::words;
 use crate::settings;
+use crate::sys::sockets::State;
 use crate::sys::tty;
 
 pub(super) fn run(args: &PortFreeArgs, printer: &Printer) -> Result<u8, Failure> {
@@ -41,7 +43,9 @@ pub(super) fn run(args: &PortFreeArgs, printer: &Printer) -> Result<u8, Failure>
         return Ok(dry(&plan, &wanted, printer));
     }
     let asks = !args.yes && AtTerminal::is_there() && plan.ends() > 0;
-    if asks && !AtTerminal.agrees(&format!("end {}?", processes(plan.ends()))) {
+    let agreed = asks.then(|| Agreed::to(plan.0.iter().flat_map(|(_, verdicts)| verdicts)));
+    let means = Means { agreed, ..means };
+    if asks && !(AtTerminal { quiet: false }).agrees(&format!("end {}?", processes(plan.ends()))) {
         return Ok(exit::SOMETHING_REMAINS);
     }
     let mut freed = Vec::new();
@@ -51,6 +55,12 @@ pub(super) fn run(args: &PortFreeArgs, printer: &Printer) -> Result<u8, Failure>
             true => free(*port, &means, &registry).map_err(|error| blind(&error))?,
             false => nobody(*port),
         });
+    }
+    // Some may have been taken while others were freed.
+    let now = Plan::look(&wanted, &means, &registry)?;
+    for late in freed.iter_mut().filter(|freed| freed.status == Status::Free && now.holds(freed.port)) {
+        late.status = Status::Stuck;
+        late.diagnostics = diagnose(late.port, &means, &registry);
     }
     if printer.is_json() {
         printer.document("ports", Value::Array(freed.iter().map(document).collect()));
@@ -81,7 +91,8 @@ impl Plan {
     }
 
     fn holds(&self, port: u16) -> bool {
-        self.0.iter().any(|(holder, _)| holder.socket.local.port() == port)
+        let around = |verdicts: &[Verdict]| matches!(verdicts, [Verdict::Spare(_, Spared::AroundUs)]);
+        self.0.iter().any(|(holder, verdicts)| holder.socket.local.port() == port && !around(verdicts))
     }
 
     /// Counts the processes that are to be ended, of runs those that hold the port.
@@ -161,23 +172,27 @@ fn pids<'a>(processes: impl Iterator<Item = &'a Process>) -> Vec<i32> {
 
 fn document(freed: &Freed) -> Value {
     let Freed { port, status, outcome, diagnostics } = freed;
-    let how = |how: &How| match how {
-        How::Gracefully => json!("gracefully"),
-        How::ByForce => json!("by_force"),
-        How::WithRun(run) => json!({ "with_run": run }),
-    };
-    let ended = outcome.ended.iter().map(|(process, means)| {
-        let mut value = process_json(process);
-        value["how"] = how(means);
+    let ended = outcome.ended.iter().map(|(process, how)| {
+        let run = if let How::WithRun { run, .. } = how { Some(run) } else { None };
+        let mut value = process.as_ref().map_or_else(|| json!({}), process_json);
+        value["how"] = json!(if *how == How::LetGo {
+            "let_go"
+        } else if is_forced(how) {
+            "by_force"
+        } else {
+            "gracefully"
+        });
+        value["run"] = json!(run);
         value
     });
+    let dead = outcome.ended.iter().filter(|(_, how)| *how != How::LetGo);
     json!({
         "port": port,
         "status": status.word(),
-        "killed": pids(outcome.ended.iter().map(|(process, _)| process)),
+        "killed": pids(dead.filter_map(|(process, _)| process.as_ref())),
         "failed": pids(outcome.failed.iter().filter_map(|(process, _)| process.as_ref())),
         "ghost": outcome.spared.iter().any(|(_, why)| matches!(why, Spared::Unseen { .. })),
-        "still_listening": !outcome.remaining.is_empty(),
+        "still_listening": outcome.remaining.iter().any(|it| it.socket.state == State::Listening),
         "remaining_pids": pids(outcome.remaining.iter().flat_map(|holder| &holder.processes)),
         "diagnostics": diagnostics.iter().map(finding_json).collect::<Vec<_>>(),
         "ended": ended.collect::<Vec<_>>(),
@@ -210,12 +225,20 @@ fn line(freed: &Freed) -> String {
     text
 }
 
+fn is_forced(how: &How) -> bool {
+    matches!(how, How::ByForce | How::WithRun { by_force: true, .. })
+}
+
 fn summary(freed: &[Freed]) -> String {
-    let ended: BTreeSet<(i32, bool)> = freed
-        .iter()
-        .flat_map(|freed| &freed.outcome.ended)
-        .map(|(process, how)| (process.process.pid, *how == How::ByForce))
-        .collect();
+    let ended = freed.iter().flat_map(|freed| &freed.outcome.ended).filter(|(_, how)| *how != How::LetGo);
+    // A process that held several of the ports ended once; a run that only claimed one counts as one.
+    let key = |process: &Option<Process>, how: &How| match (process, how) {
+        (Some(process), _) => process.process.pid.to_string(),
+        (None, How::WithRun { run, .. }) => run.to_string(),
+        (None, _) => String::new(),
+    };
+    let ended: BTreeSet<(String, bool)> =
+        ended.map(|(process, how)| (key(process, how), is_forced(how))).collect();
     let forced = ended.iter().filter(|(_, by_force)| *by_force).count();
     format!("{} ended gracefully, {forced} killed by force, {} in total", ended.len() - forced, ended.len())
 }

@@ -52,7 +52,13 @@ fn blind(error: &io::Error) -> Failure {
 }
 
 fn means(settings: &Resolved) -> Result<Means, Failure> {
-    Ok(Means { grace: None, end_watchers: false, steal: false, protected: settings.protected()? })
+    Ok(Means {
+        grace: None,
+        end_watchers: false,
+        steal: false,
+        protected: settings.protected()?,
+        agreed: None,
+    })
 }
 
 fn process_json(process: &Process) -> Value {

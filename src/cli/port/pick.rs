@@ -50,5 +50,6 @@ pub(in crate::cli) fn command_to_hold(args: &PortPickArgs) -> Option<Vec<OsStrin
         [OsString::from("--port"), choice.into()]
     });
     let words = [OsString::from("agent-run")].into_iter().chain(ports).chain(["--".into()]);
-    (args.hold && !args.command.is_empty()).then(|| words.chain(args.command.iter().cloned()).collect())
+    (args.hold && args.number > 0 && !args.command.is_empty())
+        .then(|| words.chain(args.command.iter().cloned()).collect())
 }

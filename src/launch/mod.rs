@@ -3,6 +3,8 @@
 //! [`here`] makes this process the guard. That needs a process without other threads and children, so a
 //! library's host cannot do it: it uses [`crate::client`], which starts the `agent-run` binary.
 
+mod places;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,17 +17,15 @@ use crate::exit::Ending;
 use crate::guard::{self, Guard, Keeper, Senses};
 use crate::limits::Limits;
 use crate::owner::{self, OwnerError, Pinned};
-use crate::port::claim::{self, ClaimError, Person, Policy};
-use crate::port::displace::Means;
-use crate::ports::{self, ClaimMode};
+use crate::port::claim::{ClaimError, Person};
+use crate::ports::ClaimMode;
 use crate::recover;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
-use crate::registry::seen::{self, SeenRun};
 use crate::registry::store::LiveRun;
 use crate::run::{Isolation, RunId, RunSpec};
 use crate::rundir::{self, CopyError};
-use crate::stop::{self, StopError, Wish};
+use crate::stop::StopError;
 use crate::supervisor::{self, CallersTerminal, Claims, Handover};
 use crate::sys::children::{self, Change};
 use crate::sys::namespace::{self, Lifelines};
@@ -78,6 +78,22 @@ pub enum LaunchError {
     /// A port cannot be had.
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    /// A live run has the name.
+    #[error("the name '{name}' is taken by run {run}")]
+    NameHeld {
+        /// The name.
+        name: String,
+        /// The run.
+        run: RunId,
+    },
+    /// The run that has the name is one that this command is in.
+    #[error("the name '{name}' is that of run {run}, in which this command runs")]
+    OwnName {
+        /// The name.
+        name: String,
+        /// The run.
+        run: RunId,
+    },
     /// The name is that of a run that may not be ended.
     #[error("the name {name} is that of run {run} of {owner}, who is alive")]
     OthersName {
@@ -118,69 +134,30 @@ pub fn here(mut spec: RunSpec, started: Option<File>, person: &dyn Person) -> Re
     }
     // Before a fork could change whose child we are.
     let owner = owner::find(spec.owner)?;
+    let log = spec.log.as_deref().map(open_named).transpose()?;
+    let events = Events::new(spec.events.as_deref().map(open_named).transpose()?);
+    let root = Root::open()?;
+    // Before the ports are taken: it goes on for a while, and what is forked has all that we have.
+    recover::recover_all_now_and_then(&root);
     // Nothing is made yet, so a Ctrl-C at a question just ends us.
-    let claims = take_places(&mut spec, person)?;
+    let claims = places::take(&root, &mut spec, person)?;
     // From here on nothing interrupts: what has come is looked at where it can be answered.
     signal::block_all();
+    let given = Given { owner, claims, root, files: Files { log, events, started } };
     // "No child left" is our proof that the tree is gone, so we must not have had children before
     // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
     if process::own_pid() == 1 || children::any_child_exists() {
-        return mirror(spec, owner, claims, started);
+        return mirror(spec, given);
     }
-    guard(spec, owner, claims, started)
+    guard(spec, given)
 }
 
-/// Takes the ports, and makes room for the name. Whatever refuses does so before somebody is ended.
-fn take_places(spec: &mut RunSpec, person: &dyn Person) -> Result<Vec<Reservation>, LaunchError> {
-    let in_the_way = named_run(spec);
-    if let Some(run) = &in_the_way {
-        may_displace(spec, run)?;
-    }
-    let policy = Policy {
-        force: spec.force,
-        fallback: spec.fallback,
-        range: spec.port_range,
-        means: Means {
-            grace: None,
-            end_watchers: spec.force,
-            steal: spec.steal,
-            protected: spec.protect.clone(),
-        },
-    };
-    let claims = claim::claim(&spec.ports, &policy, person)?;
-    if let (Some(mut run), Some(name)) = (in_the_way, &spec.name) {
-        let question = format!("the name {name} is that of run {}; end it?", run.id);
-        // Without a yes the launch says that the name is taken.
-        if spec.force || person.agrees(&question) {
-            let id = run.id.clone();
-            let failed = |source| LaunchError::NameNotFreed { name: name.clone(), run: id, source };
-            stop::stop(&mut run, None, Wish::Displace).map_err(failed)?;
-        }
-    }
-    if !claims.is_empty() {
-        let ports: Vec<u16> = claims.iter().map(Reservation::port).collect();
-        spec.command = spec.command.iter().map(|word| ports::substitute(word, &ports)).collect();
-    }
-    Ok(claims)
-}
-
-fn named_run(spec: &RunSpec) -> Option<SeenRun> {
-    let root = Root::open_existing().ok().flatten()?;
-    let name = spec.name.as_deref()?;
-    seen::runs(&root).into_iter().find(|run| run.name() == Some(name))
-}
-
-fn may_displace(spec: &RunSpec, run: &SeenRun) -> Result<(), LaunchError> {
-    let stranger =
-        run.record.as_ref().ok().and_then(owner::stranger_of).filter(|_| spec.force && !spec.steal);
-    match stranger {
-        Some(owner) => Err(LaunchError::OthersName {
-            name: spec.name.clone().unwrap_or_default(),
-            run: run.id.clone(),
-            owner: owner::title(&owner),
-        }),
-        None => Ok(()),
-    }
+/// What was opened and taken before anything was made.
+struct Given {
+    owner: Option<Pinned>,
+    claims: Vec<Reservation>,
+    root: Root,
+    files: Files,
 }
 
 /// Finds what is wrong before anything is made.
@@ -204,16 +181,8 @@ fn check(spec: &RunSpec) -> Result<(), LaunchError> {
     }
 }
 
-fn guard(
-    spec: RunSpec,
-    owner: Option<Pinned>,
-    claims: Vec<Reservation>,
-    started: Option<File>,
-) -> Result<Ending, LaunchError> {
-    let log = spec.log.as_deref().map(open_named).transpose()?;
-    let events = spec.events.as_deref().map(open_named).transpose()?;
-    let root = Root::open()?;
-    recover::recover_all_now_and_then(&root);
+fn guard(spec: RunSpec, given: Given) -> Result<Ending, LaunchError> {
+    let Given { owner, claims, root, files } = given;
     children::become_subreaper().map_err(system("become a subreaper"))?;
     let plan = Plan::of(&spec);
     let (owner, pinned) = owner.map(|found| (found.owner, found.handle)).unzip();
@@ -232,14 +201,13 @@ fn guard(
         run.record.cgroup = None;
         run.record.containment = containment(&spec, false);
     }
-    let prepared = match prepare(&spec, &run, log.as_ref()) {
+    let prepared = match prepare(&spec, &run, files.log.as_ref()) {
         Ok(prepared) => prepared,
         Err(error) => {
             forget(run, cell);
             return Err(error);
         }
     };
-    let files = Files { log, events: Events::new(events), started };
     start(spec, run, prepared, Held { owner: pinned, cell, claims }, files)
 }
 
@@ -387,18 +355,13 @@ fn open_named(path: &Path) -> Result<File, LaunchError> {
 }
 
 /// Forks a guard that has no children, passes signals on to it, and ends as it does.
-fn mirror(
-    spec: RunSpec,
-    owner: Option<Pinned>,
-    claims: Vec<Reservation>,
-    started: Option<File>,
-) -> Result<Ending, LaunchError> {
+fn mirror(spec: RunSpec, given: Given) -> Result<Ending, LaunchError> {
     let mirror = process::own_pid();
     match spawn::fork().map_err(system("fork"))? {
         Forked::Child => {
             // Our death is then a TERM to the guard, which ends the run.
             spawn::end_with_parent(mirror, Signal::TERM);
-            let code = match guard(spec, owner, claims, started) {
+            let code = match guard(spec, given) {
                 Ok(Ending::DieOf(signal)) => signal::die_of(signal),
                 Ok(Ending::Code(code)) => code,
                 Err(error) => {
@@ -409,7 +372,7 @@ fn mirror(
             signal::exit_now(i32::from(code))
         }
         Forked::Parent(guard) => {
-            drop((started, owner, claims));
+            drop(given);
             watch_guard(guard).map_err(system("watch the guard"))
         }
     }

@@ -23,7 +23,7 @@
 //! # Modules
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
-//! [`settings`], [`failure`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
+//! [`settings`], [`failure`] → [`sweep`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
 //! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`ports`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
@@ -65,6 +65,7 @@ pub mod rundir;
 pub mod settings;
 pub mod stop;
 pub mod supervisor;
+pub mod sweep;
 pub mod sys;
 pub mod teardown;
 pub mod usage;

@@ -16,6 +16,7 @@ use crate::lease::{parse_duration, parse_limit};
 use crate::limits::{Bound, Limits, Unit, parse_bound, parse_percent, parse_size};
 use crate::ports::{ClaimMode, DEFAULT_FREED, PortRange, parse_list, parse_range};
 use crate::run::{Isolation, Keep, OwnerChoice, RunSpec, Verbosity};
+use crate::sweep;
 use crate::sys::signal::Signal;
 
 /// The file that a project may have.
@@ -25,7 +26,7 @@ pub const USER_FILE: &str = "agent-run/config.toml";
 
 /// Every setting, as it stands in a file. The flag has `-` for `_`, the variable is `AGENT_RUN_` and
 /// the name in capitals.
-pub const KEYS: [&str; 24] = [
+pub const KEYS: [&str; 28] = [
     "ttl",
     "idle",
     "grace",
@@ -50,10 +51,14 @@ pub const KEYS: [&str; 24] = [
     "port_range",
     "free_ports",
     "protect",
+    "sweep_places",
+    "sweep_ports",
+    "sweep_commands",
+    "sweep_grace",
 ];
 
 /// Those of more than one value.
-const LISTS: [&str; 2] = ["free_ports", "protect"];
+const LISTS: [&str; 4] = ["free_ports", "protect", "sweep_places", "sweep_commands"];
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -257,6 +262,18 @@ impl Resolved {
         Ok(ports)
     }
 
+    /// Puts the settings into what a sweep looks for.
+    pub fn apply_to_sweep(&self, options: &mut sweep::Options) -> Result<(), SettingError> {
+        self.take("sweep_places", &mut options.places, globs)?;
+        self.take("sweep_ports", &mut options.ports, |text| parse_range(text).map_err(|it| it.to_string()))?;
+        self.take("sweep_commands", &mut options.commands, |text| Ok(names(text)))?;
+        self.take("sweep_grace", &mut options.grace, |text| {
+            parse_duration(text).map_err(|it| it.to_string())
+        })?;
+        options.protected = self.protected()?;
+        Ok(())
+    }
+
     fn apply_limits(&self, limits: &mut Limits) -> Result<(), SettingError> {
         let take = |key, slot: &mut Option<Bound>, unit| {
             self.take(key, slot, |text| parse_bound(text, unit).map(Some).map_err(|error| error.to_string()))
@@ -342,6 +359,21 @@ fn parse_claim(text: &str) -> Result<ClaimMode, String> {
     found.ok_or_else(|| {
         format!("'{}' is no way to claim a port: write hold, release or listen-fd", text.escape_debug())
     })
+}
+
+/// An absolute path with a name in it that is no glob: nobody means all of a disk, or all of a home.
+fn globs(text: &str) -> Result<Vec<String>, String> {
+    let globs = names(text);
+    for glob in &globs {
+        let shown = glob.escape_debug();
+        glob::Pattern::new(glob).map_err(|error| format!("'{shown}' is no glob: {error}"))?;
+        let parts: Vec<&str> = glob.split('/').collect();
+        let last = parts.last().copied().unwrap_or_default().trim_matches(['*', '?']);
+        if !glob.starts_with('/') || parts.len() < 3 || last.is_empty() || parts.contains(&"..") {
+            return Err(format!("'{shown}' means too much: write it like /tmp/web_*"));
+        }
+    }
+    Ok(globs)
 }
 
 fn names(text: &str) -> Vec<String> {

@@ -14,6 +14,7 @@ Verbs (as the first argument):
   logs RUN [-f]        show the output of a run that has a --log
   wait RUN             wait for the end, and return the run's code
   port                 show, free, pick and diagnose ports
+  sweep                find and remove what is left over of runs and of coding agents
   doctor               tell what holds runs together on this machine
   run                  the same as no verb
 RUN is an id, a unique beginning of one, a name, or a port (:8080). A verb's own options: agent-run VERB --help.
@@ -173,6 +174,8 @@ pub(super) enum Verb {
     /// Show who holds ports, free them, pick free ones, and say what is wrong with one
     #[command(subcommand)]
     Port(PortVerb),
+    /// Find and remove what is left over: dead runs, and servers that coding agents have left behind
+    Sweep(SweepArgs),
     /// Tell which rungs of containment can be had here, and what to do about the others
     Doctor(DoctorArgs),
 }
@@ -252,6 +255,58 @@ pub(super) struct PortDiagnoseArgs {
     #[arg(value_name = "PORT")]
     pub(super) port: String,
     /// Answer with one JSON document
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SweepArgs {
+    /// Show what would go and what stays, and why; end nothing
+    #[arg(short, long)]
+    pub(super) list: bool,
+    /// The same as --list
+    #[arg(short = 'n', long, conflicts_with = "list")]
+    pub(super) dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(super) yes: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub(super) quiet: bool,
+    /// Spare what is younger [default: 0; with --monitor and --install-timer 24h]
+    #[arg(long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) older_than: Option<String>,
+    /// Only this kind: run, orphan, survivor, leftover, suspect, directory; repeatable
+    #[arg(long, value_name = "KIND")]
+    pub(super) only: Vec<String>,
+    /// Spare this run or process; repeatable
+    #[arg(long, value_name = "RUN|PID")]
+    pub(super) except: Vec<String>,
+    /// Also end what there is one kind of evidence for alone
+    #[arg(long)]
+    pub(super) suspects: bool,
+    /// Also end leftovers of agents that may be alive
+    #[arg(long, conflicts_with = "session")]
+    pub(super) all: bool,
+    /// End what this living agent session has started, whatever its age: self, a pid, a session's id
+    #[arg(long, value_name = "WHO")]
+    pub(super) session: Option<String>,
+    /// Time between SIGTERM and SIGKILL [default: 2s]
+    #[arg(short = 'k', long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) grace: Option<String>,
+    /// Stay, and sweep again and again
+    #[arg(long, conflicts_with_all = ["list", "dry_run"])]
+    pub(super) monitor: bool,
+    /// With --monitor and --install-timer: how often [default: 1h]
+    #[arg(long, value_name = "D", allow_hyphen_values = true)]
+    pub(super) interval: Option<String>,
+    /// Have systemd sweep in the background; without systemd, print a line for crontab
+    #[arg(long, conflicts_with_all = ["list", "dry_run", "monitor"])]
+    pub(super) install_timer: bool,
+    /// Undo --install-timer
+    #[arg(long, conflicts_with_all = ["list", "dry_run", "monitor", "install_timer"])]
+    pub(super) uninstall_timer: bool,
+    /// Answer with one JSON document (with --monitor, one a line)
     #[arg(long)]
     pub(super) json: bool,
 }

@@ -12,6 +12,7 @@ mod run;
 mod select;
 mod status;
 mod stop;
+mod sweep;
 mod table;
 mod view;
 mod wait;
@@ -33,8 +34,8 @@ use printer::Printer;
 
 /// Words that are verbs as the very first argument. Those of `LATER` are kept for what is to come, so
 /// that a command of that name does not change its meaning one day.
-const VERBS: [&str; 9] = ["run", "ps", "status", "stop", "renew", "logs", "wait", "port", "doctor"];
-const LATER: [&str; 4] = ["server", "session", "sweep", "mcp"];
+const VERBS: [&str; 10] = ["run", "ps", "status", "stop", "renew", "logs", "wait", "port", "sweep", "doctor"];
+const LATER: [&str; 3] = ["server", "session", "mcp"];
 
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
@@ -83,6 +84,7 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
         Verb::Renew(args) => renew::run(&args, &printer),
         Verb::Logs(args) => logs::run(&args, &printer),
         Verb::Port(verb) => port::run(&verb, &printer),
+        Verb::Sweep(args) => sweep::run(&args, &printer),
         Verb::Doctor(args) => doctor::run(&args, &printer),
         Verb::Wait(args) => wait::run(&args, &printer),
     };

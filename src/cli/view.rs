@@ -40,11 +40,17 @@ fn record_json(record: &Record) -> Value {
 
 /// Returns the command as one line that a terminal can show, cut to `width` columns.
 pub(super) fn command_line(record: &Record) -> String {
-    record.command.iter().map(|word| shown(word)).collect::<Vec<_>>().join(" ")
+    shown_words(&record.command)
+}
+
+/// Returns words as one line that a terminal can show. Nobody reads more than the beginning of a long one.
+pub(super) fn shown_words(words: &[String]) -> String {
+    const MOST_WORDS: usize = 200;
+    words.iter().take(MOST_WORDS).map(|word| shown(word)).collect::<Vec<_>>().join(" ")
 }
 
 /// Control characters, and those that change how the rest of the line is shown.
-fn is_unseen(c: char) -> bool {
+pub(super) fn is_unseen(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

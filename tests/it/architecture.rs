@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top. Modules of one line do not import each other.
-const LAYERS: [&[&str]; 16] = [
+const LAYERS: [&[&str]; 17] = [
     &["main"],
     &["cli"],
     &["client", "settings", "failure"],
+    &["sweep"],
     &["launch"],
     &["port"],
     &["stop"],

@@ -23,6 +23,7 @@ mod recovery;
 mod reuse;
 mod servers;
 mod settings;
+mod sweep;
 mod terminal;
 mod verbs;
 mod vm;

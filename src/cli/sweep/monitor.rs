@@ -1,0 +1,51 @@
+//! `sweep --monitor`: stays, and sweeps again and again.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::super::printer::Printer;
+use super::report;
+use crate::exit::Ending;
+use crate::failure::Failure;
+use crate::sweep::{self, Options, apply};
+use crate::sys::signal::{self, Signal, SignalQueue};
+use crate::sys::waits;
+
+/// The signals that end it, between two passes.
+const FATAL: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
+
+pub(super) fn run(
+    options: &Options,
+    interval: Duration,
+    quiet: bool,
+    printer: &Printer,
+) -> Result<u8, Failure> {
+    if interval < Duration::from_secs(1) {
+        return Err(Failure::usage("--interval: less than a second is no pause", "write one like 10m"));
+    }
+    signal::expect_children();
+    signal::block_all();
+    let queue = SignalQueue::open(&FATAL).map_err(|error| Failure {
+        kind: "system",
+        message: format!("cannot open a signal queue: {error}"),
+        hint: None,
+        code: crate::exit::SOMETHING_REMAINS,
+    })?;
+    loop {
+        let plan = sweep::look(options);
+        if plan.to_go().next().is_some() {
+            let done = apply::apply(&plan, options);
+            if printer.is_json() {
+                printer.document("sweep", report::document(&plan, &done));
+            } else if !quiet {
+                printer.answer(&report::lines(&plan, &done).replace('\n', "; "));
+            }
+        }
+        // An error of waiting must not make us spin.
+        let came = waits::readable(queue.as_fd(), Some(interval)).unwrap_or(false);
+        if let Some(signal) = queue.next().filter(|_| came) {
+            return Ok(Ending::DieOf(signal).code())
+                .map(|code| if signal == Signal::TERM { 0 } else { code });
+        }
+    }
+}

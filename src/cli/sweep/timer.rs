@@ -1,0 +1,113 @@
+//! `sweep --install-timer`: a systemd user timer where there is one (`systemd.timer(5)`), else a line for crontab.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::super::printer::Printer;
+use crate::env as vars;
+use crate::exit;
+use crate::failure::Failure;
+use crate::lease::format_duration;
+
+const SERVICE: &str = "agent-run-sweep.service";
+const TIMER: &str = "agent-run-sweep.timer";
+
+pub(super) fn install(interval: Duration, older_than: Duration, printer: &Printer) -> Result<u8, Failure> {
+    let program = env::current_exe().map_err(|error| failed("find this program", &error))?;
+    let age = format_duration(older_than);
+    if !systemctl(&["show-environment"]) {
+        printer.note("there is no systemd for this user; put this line into crontab -e:");
+        let minutes = (interval.as_secs() / 60).clamp(1, 59 * 60);
+        let when = if minutes < 60 {
+            format!("*/{minutes} * * * *")
+        } else {
+            format!("0 */{} * * *", (minutes / 60).min(23))
+        };
+        printer.answer(&format!("{when} {} sweep --yes --quiet --older-than {age}", quoted(&program)));
+        return Ok(0);
+    }
+    let place = units()?;
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(&place)?;
+        fs::write(place.join(SERVICE), service(&program, &age))?;
+        fs::write(place.join(TIMER), timer(interval))
+    };
+    write().map_err(|error| failed("write the units", &error))?;
+    if !systemctl(&["daemon-reload"]) || !systemctl(&["enable", "--now", TIMER]) {
+        let error = io::Error::other("systemctl --user enable --now failed");
+        return Err(failed("start the timer", &error));
+    }
+    printer.answer(&format!("{TIMER} sweeps every {} what is older than {age}", format_duration(interval)));
+    Ok(0)
+}
+
+pub(super) fn uninstall(printer: &Printer) -> Result<u8, Failure> {
+    let place = units()?;
+    if !place.join(TIMER).exists() && !place.join(SERVICE).exists() {
+        printer.answer("there is no timer; a line in crontab -e is yours to remove");
+        return Ok(0);
+    }
+    // A timer that systemd does not know any more is removed all the same.
+    systemctl(&["disable", "--now", TIMER]);
+    for name in [TIMER, SERVICE] {
+        match fs::remove_file(place.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove the units", &error));
+            }
+            _ => {}
+        }
+    }
+    systemctl(&["daemon-reload"]);
+    printer.answer(&format!("removed {TIMER}"));
+    Ok(0)
+}
+
+fn systemctl(words: &[&str]) -> bool {
+    let mut command = Command::new("systemctl");
+    command.arg("--user").args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Where a user's own units are (`systemd.unit(5)`).
+fn units() -> Result<PathBuf, Failure> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set(vars::CONFIG_HOME).or_else(|| Some(set(vars::HOME)?.join(".config")));
+    let base = base.ok_or_else(|| failed("find ~/.config", &io::Error::other("HOME is not set")))?;
+    Ok(base.join("systemd/user"))
+}
+
+fn service(program: &Path, age: &str) -> String {
+    format!(
+        "[Unit]\nDescription=Remove what coding agents have left over\n\n\
+         [Service]\nType=oneshot\nExecStart={} sweep --yes --quiet --older-than {age}\n",
+        quoted(program)
+    )
+}
+
+fn timer(interval: Duration) -> String {
+    format!(
+        "[Unit]\nDescription=Sweep now and then\n\n\
+         [Timer]\nOnStartupSec={0}s\nOnUnitActiveSec={0}s\n\n[Install]\nWantedBy=timers.target\n",
+        interval.as_secs().max(1)
+    )
+}
+
+/// Quotes a path as systemd and a shell both read it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c));
+    if plain { text } else { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) }
+}
+
+fn failed(what: &str, error: &io::Error) -> Failure {
+    Failure {
+        kind: "timer",
+        message: format!("cannot {what}: {error}"),
+        hint: Some("agent-run sweep --monitor does the same in a process of its own".to_owned()),
+        code: exit::SOMETHING_REMAINS,
+    }
+}

@@ -1,0 +1,262 @@
+//! Every process at one moment, as far as it tells of itself.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::env as vars;
+use crate::owner::{self, Mark};
+use crate::port::holders::who_has;
+use crate::run::RunId;
+use crate::sys::process::{self, Pid, ProcessRef, Stat};
+use crate::sys::sockets::{self, State};
+use crate::sys::{spawn, tree};
+
+/// One process of our user.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Its entry.
+    pub stat: Stat,
+    /// Which one it is.
+    pub identity: ProcessRef,
+    /// Its command line, invalid UTF-8 replaced.
+    pub command: Vec<String>,
+    /// How long it has run.
+    pub age: Duration,
+    /// The run that it says it is of.
+    pub run: Option<RunId>,
+    /// Where that run's managed directory is.
+    pub run_directory: Option<PathBuf>,
+    /// What an agent has put into its environment.
+    pub mark: Option<Mark>,
+    /// Where it works.
+    pub cwd: Option<PathBuf>,
+    /// Whether that place does not exist any more.
+    pub cwd_deleted: bool,
+    /// The service that a service manager runs it as.
+    pub unit: Option<String>,
+    /// The agent whose program it is.
+    pub agent: Option<&'static str>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Of our user, by pid.
+    pub processes: BTreeMap<Pid, Process>,
+    /// The parent of each process, of other users too.
+    pub parents: HashMap<Pid, Pid>,
+    /// The name of each.
+    pub names: HashMap<Pid, String>,
+    /// We and our ancestors.
+    pub ours: HashSet<Pid>,
+    /// Those that adopt orphans.
+    pub reapers: HashSet<Pid>,
+    /// Those of them that are known to be nothing else.
+    pub inits: HashSet<Pid>,
+    /// The session of each process.
+    pub sessions: HashMap<Pid, Pid>,
+    /// The service that we run in ourselves.
+    pub own_unit: Option<String>,
+    /// Ports on which each listens.
+    pub listening: HashMap<Pid, BTreeSet<u16>>,
+    /// Connections that each has.
+    pub connections: HashMap<Pid, usize>,
+}
+
+impl Snapshot {
+    /// Looks at all. This process must have one thread.
+    pub fn take() -> Snapshot {
+        let mut seen = Snapshot::default();
+        let adopter = spawn::who_adopts().ok();
+        let own = process::own_uid();
+        let now = process::now_in_ticks();
+        for stat in tree::all_processes().filter_map(Stat::read).filter(|stat| !stat.is_dead()) {
+            let pid = stat.pid;
+            seen.parents.insert(pid, stat.parent);
+            seen.names.insert(pid, stat.comm.clone());
+            seen.sessions.insert(pid, stat.session);
+            let uid = fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |it| it.uid());
+            if is_reaper(&stat) {
+                seen.inits.insert(pid);
+            }
+            if pid == 1 || adopter == Some(pid) || is_reaper(&stat) {
+                seen.reapers.insert(pid);
+            }
+            if uid == own
+                && let Some(process) = Process::look(stat, now)
+            {
+                seen.processes.insert(pid, process);
+            }
+        }
+        // A supervisor adopts too, but what it has adopted is supervised.
+        seen.reapers.retain(|pid| !seen.names.get(pid).is_some_and(|name| is_keeper(name)));
+        seen.ours = process::ancestors().into_iter().chain([process::own_pid()]).collect();
+        seen.own_unit = unit_of(process::own_pid());
+        seen.note_sockets();
+        seen
+    }
+
+    fn note_sockets(&mut self) {
+        let states = [State::Listening, State::Established];
+        // Where the kernel cannot be asked, there is less evidence.
+        let found = sockets::list(&states, None).unwrap_or_default();
+        let owners = who_has(&found);
+        for socket in found {
+            for pid in owners.get(&socket.inode).into_iter().flatten() {
+                match socket.state {
+                    State::Listening => {
+                        self.listening.entry(*pid).or_default().insert(socket.local.port());
+                    }
+                    _ => *self.connections.entry(*pid).or_default() += 1,
+                }
+            }
+        }
+    }
+
+    /// Returns the ancestors of `pid`, nearest first, without reapers.
+    pub fn ancestors(&self, pid: Pid) -> Vec<Pid> {
+        let parent =
+            |pid: &Pid| self.parents.get(pid).copied().filter(|it| *it > 0 && !self.reapers.contains(it));
+        std::iter::successors(parent(&pid), parent).take(MOST_ANCESTORS).collect()
+    }
+
+    /// Returns the topmost of those that only wrap `pid`, as `sh -c` and `npm run` do; `pid` itself if there is none.
+    pub fn wrapped(&self, pid: Pid) -> Pid {
+        let wraps = |pid: &Pid| {
+            self.processes.get(pid).is_some_and(|it| is_wrapper(&it.command)) && !self.ours.contains(pid)
+        };
+        self.ancestors(pid).into_iter().take_while(wraps).last().unwrap_or(pid)
+    }
+
+    /// Returns `pid` and all of our user's below it.
+    pub fn tree(&self, pid: Pid) -> Vec<&Process> {
+        let mut found: Vec<&Process> = self.processes.get(&pid).into_iter().collect();
+        let mut next = 0;
+        while let Some(process) = found.get(next) {
+            let parent = process.stat.pid;
+            found.extend(
+                self.processes.values().filter(|it| it.stat.parent == parent && it.stat.pid != parent),
+            );
+            next += 1;
+        }
+        found
+    }
+}
+
+/// A table that was read while processes came and went might have a circle.
+const MOST_ANCESTORS: usize = 10_000;
+
+/// Shells that were given something to run, and those that start one program and wait for it.
+fn is_wrapper(command: &[String]) -> bool {
+    const SHELLS: [&str; 6] = ["sh", "bash", "dash", "zsh", "fish", "ksh"];
+    const STARTERS: [&str; 20] = [
+        "npm", "npx", "pnpm", "yarn", "bun", "bunx", "uv", "uvx", "poetry", "pipenv", "make", "just", "env",
+        "nohup", "timeout", "setsid", "stdbuf", "nice", "direnv", "mise",
+    ];
+    // npm names itself "npm run dev", in one word.
+    let name = |word: &String| {
+        let first = word.split(' ').next().unwrap_or(word);
+        first.rsplit('/').next().unwrap_or(first).trim_start_matches('-').to_owned()
+    };
+    let Some(program) = command.first().map(name) else { return false };
+    let script = || command.get(1).map(name).unwrap_or_default();
+    let starts =
+        |name: &str| STARTERS.iter().any(|known| name == *known || name == format!("{known}-cli.js"));
+    if SHELLS.contains(&program.as_str()) {
+        return command.iter().skip(1).any(|word| !word.starts_with('-') || word.ends_with('c'));
+    }
+    starts(&program) || program == "node" && starts(&script())
+}
+
+/// A service manager of one user, WSL's relay, or a container's init that is not pid 1.
+fn is_reaper(stat: &Stat) -> bool {
+    let name = stat.comm.as_str();
+    ["systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "s6-svscan", "runsvdir"]
+        .contains(&name)
+        || name.starts_with("Relay(")
+        || name.starts_with("SessionLeader")
+}
+
+/// Returns whether a process of this name is one of ours that look after runs.
+pub fn is_keeper(name: &str) -> bool {
+    name.starts_with("arun-") || name == "agent-run"
+}
+
+/// Returns the service in whose cgroup `pid` is, if a service manager has put it there.
+fn unit_of(pid: Pid) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path =
+        text.lines().find_map(|line| line.strip_prefix("0::").or(line.strip_prefix("1:name=systemd:")))?;
+    let last = path.rsplit('/').find(|part| part.ends_with(".service"))?;
+    (!last.starts_with("user@")).then(|| last.to_owned())
+}
+
+impl Process {
+    fn look(stat: Stat, now: u64) -> Option<Process> {
+        let pid = stat.pid;
+        let (identity, _) = ProcessRef::observe(pid)?;
+        let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let words = read("cmdline");
+        let words = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        let mut command: Vec<String> = words.collect();
+        while command.last().is_some_and(String::is_empty) {
+            command.pop();
+        }
+        let environment = read("environ");
+        let variable = |name: &str| {
+            let mut entries = environment.split(|byte| *byte == 0);
+            let value = entries.find_map(|it| it.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+            Some(OsString::from_vec(value.to_owned()).to_string_lossy().into_owned())
+        };
+        let cwd = fs::read_link(format!("/proc/{pid}/cwd")).ok();
+        let text = cwd.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let named = text.strip_suffix(" (deleted)");
+        let ticks = now.saturating_sub(stat.start_time);
+        Some(Process {
+            identity,
+            age: Duration::from_millis(ticks * 1000 / process::ticks_per_second()),
+            run: variable(vars::ID).and_then(|text| RunId::parse(&text)),
+            run_directory: variable(vars::DIR).map(PathBuf::from),
+            mark: owner::mark_in(&variable),
+            // The kernel's own words; a directory of that name would be there.
+            cwd_deleted: named.is_some() && !PathBuf::from(&text).exists(),
+            cwd: named.map(PathBuf::from).or(cwd),
+            unit: unit_of(pid),
+            agent: owner::agent_running_as(pid),
+            command,
+            stat,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrappers_are_told_from_programs() {
+        let table: [(&[&str], bool); 12] = [
+            (&["sh", "-c", "vite; true"], true),
+            (&["/bin/bash", "/srv/run.sh"], true),
+            (&["bash", "-lc", "x"], true),
+            (&["bash"], false),
+            (&["-bash"], false),
+            (&["bash", "-i"], false),
+            (&["npm run dev"], true),
+            (&["node", "/usr/bin/npx", "vite"], true),
+            (&["node", "server.js"], false),
+            (&["tmux", "new"], false),
+            (&["python3", "-m", "http.server"], false),
+            (&[], false),
+        ];
+        for (words, expected) in table {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(is_wrapper(&words), expected, "{words:?}");
+        }
+    }
+}

@@ -101,7 +101,7 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
             format!("nothing happened for {}, so '{command}' was stopped", seconds(record.idle_timeout_s))
         }
         Reason::Stop => format!("'{command}' was stopped on request"),
-        Reason::Displaced => format!("'{command}' was stopped: somebody else took its port or its name"),
+        Reason::Displaced => format!("'{command}' was displaced: somebody wanted its port or its name"),
         Reason::OwnerGone => {
             let owner = record.owner.as_ref();
             let who = owner.and_then(|owner| owner.agent.as_deref()).unwrap_or("a process");

@@ -129,6 +129,9 @@ impl From<ClaimError> for Failure {
     fn from(error: ClaimError) -> Failure {
         let message = error.to_string();
         let (kind, hint) = match error {
+            ClaimError::Held { port, why: Some(_), .. } => {
+                ("port_held", format!("--fallback takes the next free port (agent-run port diagnose {port})"))
+            }
             ClaimError::Held { port, .. } => (
                 "port_held",
                 format!(

@@ -101,16 +101,17 @@ pub fn find(choice: OwnerChoice) -> Result<Option<Pinned>, OwnerError> {
 /// Returns whose `record`'s run is, if that is somebody alive who is not us: its owner, else the coding agent that
 /// started it. Two agents must not end each other's servers in turn.
 pub fn stranger_of(record: &Record) -> Option<Owner> {
-    let theirs = match &record.owner {
-        Some(owner) => Some(owner.clone()).filter(|owner| owner.process.pin().is_some()),
-        None => agent_above(record.guard.as_ref()?),
-    }?;
+    let theirs = of_run(record)?;
     let ours = nearest_agent().map(|found| found.owner);
     let same = |ours: &Owner| {
         ours.process == theirs.process || (ours.session.is_some() && ours.session == theirs.session)
     };
     let above_us = || process::ancestors().contains(&theirs.process.pid);
-    let is_ours = above_us() || ours.as_ref().is_some_and(same);
+    // Two agents that were started from one shell are two all the same.
+    let named = |owner: &Owner| owner.agent.clone().filter(|name| name != "agent");
+    let another =
+        ours.as_ref().and_then(named).zip(named(&theirs)).is_some_and(|(ours, theirs)| ours != theirs);
+    let is_ours = !another && (above_us() || ours.as_ref().is_some_and(same));
     (!is_ours).then_some(theirs)
 }
 
@@ -145,6 +146,14 @@ pub fn agent_running_as(pid: Pid) -> Option<&'static str> {
 /// Returns the agent that this process works for, if one is alive above it.
 pub fn ours() -> Option<Owner> {
     nearest_agent().map(|found| found.owner)
+}
+
+/// Returns the living owner of `record`'s run, else the living agent that has started it.
+pub fn of_run(record: &Record) -> Option<Owner> {
+    match &record.owner {
+        Some(owner) => Some(owner.clone()).filter(|owner| owner.process.pin().is_some()),
+        None => agent_above(record.guard.as_ref()?),
+    }
 }
 
 /// Returns what a person calls `owner`.

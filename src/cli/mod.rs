@@ -138,7 +138,7 @@ fn explain(error: &clap::Error, form: Form) -> ExitCode {
 
 /// Takes from clap's page what is wrong: its first line, and the names that are listed below it.
 fn one_line(error: &clap::Error, text: &str, form: Form) -> String {
-    if error.kind() == ErrorKind::MissingRequiredArgument && form == Form::Run {
+    if error.kind() == ErrorKind::MissingRequiredArgument && form == Form::Run && text.contains("<COMMAND>") {
         return "there is no command to run".to_owned();
     }
     let mut lines = text.lines();

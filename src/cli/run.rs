@@ -25,7 +25,7 @@ pub(super) fn run(mut cli: RunCli) -> Result<Ending, Failure> {
     if spec.verbosity == Verbosity::Verbose {
         resolved.explain().iter().for_each(|line| say(line));
     }
-    let person = AtTerminal { quiet: spec.verbosity == Verbosity::Quiet };
+    let person = AtTerminal { verbosity: spec.verbosity };
     match launch::here(spec, started, &person) {
         // A signal before the start: as without us.
         Err(LaunchError::Interrupted(signal)) => Ok(Ending::DieOf(signal)),

@@ -9,6 +9,7 @@ use crate::port::claim::{self, Person, Policy};
 use crate::port::displace::Means;
 use crate::port::holders;
 use crate::ports;
+use crate::registry::record::State;
 use crate::registry::root::Root;
 use crate::registry::seen::{self, SeenRun};
 use crate::run::RunSpec;
@@ -76,8 +77,10 @@ fn may_displace(spec: &RunSpec, run: &SeenRun, person: &dyn Person) -> Result<()
             owner: owner::title(&owner),
         });
     }
-    let agreed =
-        spec.force || person.agrees(&format!("the name {} is that of run {}; end it?", name(), run.id));
+    // What nobody answers for any more is not in the way: it is ended first.
+    let agreed = run.state == State::Orphaned
+        || spec.force
+        || person.agrees(&format!("the name {} is that of run {}; end it?", name(), run.id));
     match agreed {
         true => Ok(()),
         false => Err(LaunchError::NameHeld { name: name(), run: run.id.clone() }),

@@ -33,6 +33,8 @@ pub trait Person {
     fn agrees(&self, question: &str) -> bool;
     /// Tells one line.
     fn hears(&self, line: &str);
+    /// Tells one line to whoever wants to know all.
+    fn hears_details(&self, line: &str);
 }
 
 /// A port that was not taken. Nothing was, then.
@@ -45,6 +47,8 @@ pub enum ClaimError {
         port: u16,
         /// In words.
         who: String,
+        /// Why it may not be ended, if so.
+        why: Option<Spared>,
     },
     /// Somebody has it who may not be ended.
     #[error("port {port} is held by {who}, which may not be ended: {why}")]
@@ -103,17 +107,26 @@ pub fn claim(
             return Err(ClaimError::Twice(*port));
         }
     }
-    // Those that must be one certain port come first, so that another choice does not take it away.
+    // Those that must be one certain port come first, so that another choice does not take it away; and nobody is ended
+    // before it is clear that all can be had.
     let mut taken: Vec<Option<Reservation>> = choices.iter().map(|_| None).collect();
-    let certain = |choice: &PortChoice| matches!(choice, PortChoice::One(_));
-    for pass in [true, false] {
-        for (slot, choice) in taken.iter_mut().zip(choices).filter(|(_, choice)| certain(choice) == pass) {
-            *slot = Some(match choice {
-                PortChoice::One(port) => one(*port, policy, person)?,
-                PortChoice::Range(range) => first_of(*range)?,
-                PortChoice::Auto => any(policy.range)?,
-            });
+    let mut fights = Vec::new();
+    for (index, choice) in choices.iter().enumerate() {
+        let PortChoice::One(port) = choice else { continue };
+        match one(*port, policy, person)? {
+            Step::Taken(reservation) => taken[index] = Some(reservation),
+            Step::Fight(fight) => fights.push((index, fight)),
         }
+    }
+    for (index, choice) in choices.iter().enumerate() {
+        taken[index] = match (taken[index].take(), choice) {
+            (None, PortChoice::Range(range)) => Some(first_of(*range)?),
+            (None, PortChoice::Auto) => Some(any(policy.range)?),
+            (before, _) => before,
+        };
+    }
+    for (index, fight) in fights {
+        taken[index] = Some(fight.win(policy, person)?);
     }
     Ok(taken.into_iter().flatten().collect())
 }
@@ -131,6 +144,22 @@ pub fn any(range: PortRange) -> Result<Reservation, ClaimError> {
         Some(taken) => Ok(taken),
         None => Reservation::take(0).map_err(|error| refused(0, error)),
     }
+}
+
+/// Takes `count` free ports of `range`; above them any that the kernel has, unless they must be `within`.
+pub fn several(count: usize, range: PortRange, within: bool) -> Result<Vec<Reservation>, ClaimError> {
+    let kept = tcp::reserved();
+    let is_kept = |port: &u16| !within && kept.iter().any(|(low, high)| (low..=high).contains(&port));
+    let mut ports = range.ports().filter(|port| !is_kept(port));
+    let mut taken = Vec::new();
+    while taken.len() < count {
+        taken.push(match first_free(&mut ports)? {
+            Some(free) => free,
+            None if within => return Err(ClaimError::NoneFree(range)),
+            None => Reservation::take(0).map_err(|error| refused(0, error))?,
+        });
+    }
+    Ok(taken)
 }
 
 fn first_free(ports: impl Iterator<Item = u16>) -> Result<Option<Reservation>, ClaimError> {
@@ -160,37 +189,54 @@ fn refused(port: u16, error: io::Error) -> ClaimError {
     }
 }
 
-fn one(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
-    match Reservation::take(port) {
-        Ok(taken) => Ok(taken),
-        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => contested(port, policy, person),
-        Err(error) => Err(refused(port, error)),
-    }
+/// Where a port stands after a look.
+enum Step {
+    Taken(Reservation),
+    Fight(Fight),
 }
 
-fn contested(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
-    match fight_for(port, policy, person) {
-        Err(error) if policy.fallback => {
-            let next = fallback(port, policy)?;
-            person.hears(&format!("{error}; port {} was taken instead", next.port()));
-            Ok(next)
+/// A port whose holders are to be ended.
+struct Fight {
+    port: u16,
+    agreed: Option<Agreed>,
+}
+
+fn one(port: u16, policy: &Policy, person: &dyn Person) -> Result<Step, ClaimError> {
+    let looked = match Reservation::take(port) {
+        Ok(taken) => Ok(Step::Taken(taken)),
+        Err(error) if error.raw_os_error() == Some(libc::EADDRINUSE) => contested(port, policy, person),
+        Err(error) => Err(refused(port, error)),
+    };
+    match looked {
+        Err(error) if policy.fallback && !matches!(error, ClaimError::Sandbox(_)) => {
+            fall_back(port, &error, policy, person).map(Step::Taken)
         }
         result => result,
     }
 }
 
-fn fight_for(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
-    let registry = Registry::open();
-    let runs = registry.runs();
+fn fall_back(
+    port: u16,
+    why: &ClaimError,
+    policy: &Policy,
+    person: &dyn Person,
+) -> Result<Reservation, ClaimError> {
+    let next = fallback(port, policy)?;
+    person.hears(&format!("{why}; port {} was taken instead", next.port()));
+    Ok(next)
+}
+
+fn contested(port: u16, policy: &Policy, person: &dyn Person) -> Result<Step, ClaimError> {
+    let runs = Registry::open().runs();
     let ports = BTreeSet::from([port]);
     let look = holders::find(Some(&ports), &runs, Search::Enough);
-    let holders = look.map_err(|error| ClaimError::Held { port, who: format!("somebody ({error})") })?;
-    let Some(first) = holders.first() else { return over_closed(port, &runs, person) };
+    let holders = look.map_err(|error| held(port, &format!("somebody ({error})")))?;
+    let Some(first) = holders.first() else { return over_closed(port, &runs, person).map(Step::Taken) };
     if holders.iter().all(Holder::is_ghost)
         && let Ok(taken) = Reservation::take(port)
     {
         // Whoever had it was just going.
-        return Ok(taken);
+        return Ok(Step::Taken(taken));
     }
     let who = words::all(&holders, &runs);
     let context = policy.means.context(&holders, &runs);
@@ -199,26 +245,45 @@ fn fight_for(port: u16, policy: &Policy, person: &dyn Person) -> Result<Reservat
         Verdict::Spare(_, why) => Some(why.clone()),
         _ => None,
     });
-    if let Some(why) = spared {
-        let spared = policy.force || matches!(why, Spared::OtherOwner { .. });
+    // A server that is just about to listen is looked at again.
+    if let Some(why) = spared.filter(|why| *why != Spared::NotListening || !policy.force) {
         let who = words::who(first, &runs);
-        return Err(if spared {
-            ClaimError::Spared { port, who, why }
-        } else {
-            ClaimError::Held { port, who }
+        return Err(match policy.force {
+            true => ClaimError::Spared { port, who, why },
+            false => ClaimError::Held { port, who, why: Some(why) },
         });
     }
     // Whoever wants another port rather than a fight is not asked.
     let asks = !policy.force && !policy.fallback;
     let agreed = policy.force || asks && person.agrees(&format!("port {port} is held by {who}; end it?"));
-    if !agreed {
-        return Err(ClaimError::Held { port, who });
+    if agreed {
+        return Ok(Step::Fight(Fight { port, agreed: asks.then(|| Agreed::to(verdicts.iter())) }));
     }
-    let agreed = asks.then(|| Agreed::to(verdicts.iter()));
-    let means = Means { agreed, ..policy.means.clone() };
-    let failed = |error: io::Error| ClaimError::NotFreed { port, why: error.to_string() };
-    let outcome = displace::make_room(port, &means, &registry).map_err(failed)?;
-    take_when_free(port, &outcome, &registry, person)
+    // It may have ended while somebody was asked.
+    Reservation::take(port).map(Step::Taken).map_err(|_| held(port, &who))
+}
+
+fn held(port: u16, who: &str) -> ClaimError {
+    ClaimError::Held { port, who: who.to_owned(), why: None }
+}
+
+impl Fight {
+    fn win(self, policy: &Policy, person: &dyn Person) -> Result<Reservation, ClaimError> {
+        let Fight { port, agreed } = self;
+        let registry = Registry::open();
+        let means = Means { agreed, ..policy.means.clone() };
+        let failed = |error: io::Error| ClaimError::NotFreed { port, why: error.to_string() };
+        let outcome = displace::make_room(port, &means, &registry).map_err(failed)?;
+        let ended: Vec<String> =
+            outcome.ended.iter().filter_map(|(process, _)| process.as_ref().map(words::brief)).collect();
+        if !ended.is_empty() {
+            person.hears(&format!("ended {} to free port {port}", ended.join(", ")));
+        }
+        match take_when_free(port, &outcome, &registry, person) {
+            Err(error) if policy.fallback => fall_back(port, &error, policy, person),
+            result => result,
+        }
+    }
 }
 
 fn fallback(port: u16, policy: &Policy) -> Result<Reservation, ClaimError> {
@@ -260,6 +325,10 @@ fn why_not(outcome: &Outcome) -> String {
     if let Some(watcher) = &outcome.watcher {
         return format!("{} starts its holder again; end that first", words::process(watcher));
     }
+    if let Some((process, why)) = outcome.spared.first() {
+        let who = process.as_ref().map_or("its holder".to_owned(), words::process);
+        return format!("{who} is left alone: {why}");
+    }
     if let Some((process, why)) = outcome.failed.first() {
         return process.as_ref().map_or(why.clone(), |process| format!("{}: {why}", words::process(process)));
     }
@@ -270,18 +339,15 @@ fn why_not(outcome: &Outcome) -> String {
 /// plain that nothing else keeps it: bound this way, it does not keep out another one that does the same, and before
 /// Linux 6.8 a claim that does not listen yet is not listed.
 fn over_closed(port: u16, runs: &[SeenRun], person: &dyn Person) -> Result<Reservation, ClaimError> {
-    let held = |who: &str| ClaimError::Held { port, who: who.to_owned() };
     let claims = |run: &SeenRun| run.record.as_ref().is_ok_and(|record| record.ports.contains(&port));
     if let Some(run) = runs.iter().find(|run| claims(run)) {
-        return Err(held(&format!("run {} (its claim)", run.id)));
+        return Err(held(port, &format!("run {} (its claim)", run.id)));
     }
-    let explains = |state: State| !matches!(state, State::Listening | State::Bound);
-    let connections: Vec<State> = State::ALL.into_iter().filter(|state| explains(*state)).collect();
-    let connections = sockets::list(&connections, Some(port));
-    let connections = connections.map_err(|error| held(&format!("somebody ({error})")))?;
+    let connections = sockets::list(&State::of_connections(), Some(port));
+    let connections = connections.map_err(|error| held(port, &format!("somebody ({error})")))?;
     if connections.is_empty() {
         // Whoever had it has gone while we looked, or cannot be listed.
-        return Reservation::take(port).map_err(|_| held("somebody who cannot be seen from here"));
+        return Reservation::take(port).map_err(|_| held(port, "somebody who cannot be seen from here"));
     }
     let taken = match Reservation::take_over_closed(port) {
         Ok(taken) => taken,
@@ -290,15 +356,15 @@ fn over_closed(port: u16, runs: &[SeenRun], person: &dyn Person) -> Result<Reser
         }
         Err(error) => return Err(refused(port, error)),
     };
-    let bound =
-        sockets::list(&[State::Bound], Some(port)).map_err(|error| held(&format!("somebody ({error})")))?;
+    let bound = sockets::list(&[State::Bound], Some(port))
+        .map_err(|error| held(port, &format!("somebody ({error})")))?;
     if bound.len() > 1 {
-        return Err(held("another run that has just claimed it"));
+        return Err(held(port, "another run that has just claimed it"));
     }
     let waits = connections.iter().filter(|socket| socket.state == State::TimeWait);
     if let Some(left) = waits.map(|socket| socket.expires).max() {
         let seconds = left.as_secs().max(1);
-        person.hears(&format!(
+        person.hears_details(&format!(
             "port {port} has closed connections in TIME_WAIT: a server that does not set SO_REUSEADDR cannot bind it for {seconds}s"
         ));
     }

@@ -54,6 +54,12 @@ fn bind_test(port: u16) -> Finding {
         Err(error) => error,
     };
     match error.raw_os_error() {
+        Some(libc::EADDRINUSE) if is_only_closing(port) => {
+            let what = format!(
+                "port {port} has connections that are ending; a server that sets SO_REUSEADDR can bind it"
+            );
+            found("bind", what, None)
+        }
         Some(libc::EADDRINUSE) => found("bind", format!("port {port} is in use"), None),
         Some(libc::EACCES) if port < tcp::first_unprivileged() => found(
             "privileged",
@@ -67,6 +73,12 @@ fn bind_test(port: u16) -> Finding {
         ),
         _ => found("bind", format!("port {port} cannot be bound: {error}"), None),
     }
+}
+
+/// Returns whether nobody has a socket on the port that would keep a usual server out.
+fn is_only_closing(port: u16) -> bool {
+    let nobody = sockets::list(&holders::HOLDING, Some(port)).is_ok_and(|holders| holders.is_empty());
+    nobody && Reservation::take_over_closed(port).is_ok()
 }
 
 fn of_holders(port: u16, means: &Means, registry: &Registry) -> Vec<Finding> {
@@ -101,18 +113,7 @@ fn of_holders(port: u16, means: &Means, registry: &Registry) -> Vec<Finding> {
 
 /// Sockets that neither listen nor only wait: they keep a server out if it (or they) set no SO_REUSEADDR.
 fn of_connections(port: u16) -> Vec<Finding> {
-    const OTHERS: [State; 9] = [
-        State::Established,
-        State::SynSent,
-        State::SynReceived,
-        State::FinWait1,
-        State::FinWait2,
-        State::TimeWait,
-        State::CloseWait,
-        State::LastAck,
-        State::Closing,
-    ];
-    let Ok(connections) = sockets::list(&OTHERS, Some(port)) else { return Vec::new() };
+    let Ok(connections) = sockets::list(&State::of_connections(), Some(port)) else { return Vec::new() };
     let owners = holders::who_has(&connections);
     let mut by_state: BTreeMap<State, Vec<&Socket>> = BTreeMap::new();
     for socket in &connections {

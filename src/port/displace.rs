@@ -21,6 +21,7 @@ use crate::sys::clock::BootTime;
 use crate::sys::descriptors::{self, Kind};
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef, Stat};
 use crate::sys::signal::Signal;
+use crate::sys::sockets::State;
 use crate::sys::{sockets, waits};
 use crate::teardown::progress::{Due, Progress};
 
@@ -98,12 +99,17 @@ pub struct Outcome {
     pub spared: Vec<(Option<Process>, Spared)>,
     /// Who holds the port now.
     pub remaining: Vec<Holder>,
-    /// Who starts it again, and was not ended.
+    /// Who starts it again, or does so by trade, and was not ended.
     pub watcher: Option<Process>,
+    /// Whether that one may be ended.
+    pub watcher_may_end: bool,
 }
 
 /// Grace of a process that is no run of ours.
 pub const FOREIGN_GRACE: Duration = Duration::from_secs(5);
+
+/// How many looks a server may take between its bind and its listen.
+const PATIENCE_BETWEEN: usize = 10;
 
 /// A port that is taken again so often is not to be had this way.
 const ROUNDS: usize = 6;
@@ -155,7 +161,8 @@ pub fn make_room(port: u16, means: &Means, registry: &Registry) -> io::Result<Ou
     let ports = BTreeSet::from([port]);
     let mut outcome = Outcome::default();
     let mut watchers = Watchers::default();
-    for round in 0..ROUNDS {
+    let (mut round, mut between) = (0, 0);
+    while round < ROUNDS {
         let mut runs = registry.runs();
         let search = if round == 0 { Search::Enough } else { Search::Everywhere };
         let holders = holders::find(Some(&ports), &runs, search)?;
@@ -163,22 +170,32 @@ pub fn make_room(port: u16, means: &Means, registry: &Registry) -> io::Result<Ou
         let plan = Plan::of(&holders, &context, means, &outcome);
         outcome.spared = plan.spared;
         if plan.processes.is_empty() && plan.runs.is_empty() {
+            if holders.iter().any(is_between) && between < PATIENCE_BETWEEN {
+                between += 1;
+                waits::any(&[], Some(Duration::from_millis(20)))?;
+                continue;
+            }
             if !holders.is_empty() || !watchers.start_it_again(port)? {
                 break;
             }
             continue;
         }
-        outcome.watcher = watchers.watcher_of(&plan.processes);
-        if let Some(watcher) =
-            outcome.watcher.take_if(|it| means.end_watchers && may_end_watcher(it, &context))
-        {
-            // First, or it would start another one.
-            outcome.note(end_processes(&[watcher], None, means.grace));
-        }
-        if outcome.watcher.is_some() {
-            break;
-        }
+        round += 1;
+        let again = watchers.watcher_of(&plan.processes);
+        let came_back = again.is_some();
         watchers.note(&plan.processes, &context);
+        if let Some(watcher) = again.or_else(|| watchers.by_trade()) {
+            outcome.watcher_may_end = may_end_watcher(&watcher, &context);
+            if means.end_watchers && outcome.watcher_may_end {
+                // First, or it would start another one.
+                outcome.note(end_processes(&[watcher], None, means.grace));
+            } else {
+                outcome.watcher = Some(watcher);
+                if came_back {
+                    break;
+                }
+            }
+        }
         watchers.asked_at = process::now_in_ticks();
         outcome.note(end_processes(&plan.processes, Some(port), means.grace));
         for (run, first) in plan.runs {
@@ -194,6 +211,10 @@ pub fn make_room(port: u16, means: &Means, registry: &Registry) -> io::Result<Ou
         }
     }
     outcome.remaining = holders::find(Some(&ports), &registry.runs(), Search::Everywhere)?;
+    if outcome.remaining.is_empty() {
+        // Who was seen in the act of ending.
+        outcome.spared.clear();
+    }
     // What is claimed for the run that we are in ourselves is as free as it can be.
     let around = |(_, why): &(Option<Process>, Spared)| *why == Spared::AroundUs;
     if outcome.spared.iter().any(around) {
@@ -201,6 +222,11 @@ pub fn make_room(port: u16, means: &Means, registry: &Registry) -> io::Result<Ou
         outcome.spared.retain(|spared| !around(spared));
     }
     Ok(outcome)
+}
+
+/// A server is for a moment bound without listening.
+fn is_between(holder: &Holder) -> bool {
+    holder.socket.state == State::Bound && !holder.is_claim && !holder.processes.is_empty()
 }
 
 impl Outcome {
@@ -343,6 +369,14 @@ impl Watchers {
         }
     }
 
+    /// Returns one of them that starts what has ended again by trade, perhaps only when a file has changed.
+    fn by_trade(&self) -> Option<Process> {
+        self.known.values().find_map(|known| {
+            let process = Process::look(known.pid).filter(|process| process.process == *known)?;
+            is_watcher_by_trade(&process.command).then_some(process)
+        })
+    }
+
     /// Waits a little, as long as one of them lives; returns whether the port is taken again.
     fn start_it_again(&self, port: u16) -> io::Result<bool> {
         let pinned: Vec<Pidfd> = self.known.values().filter_map(ProcessRef::pin).collect();
@@ -383,4 +417,46 @@ fn may_end_watcher(watcher: &Process, context: &Context) -> bool {
     let runs_script = watcher.command.iter().skip(1).any(|word| !word.starts_with('-') || word == "-c");
     let is_interactive = at_terminal && is_shell && !runs_script;
     refusal(watcher, context).is_none() && !is_interactive && owner::agent_running_as(pid).is_none()
+}
+
+/// nodemon, `node --watch`, `cargo watch` and their like.
+fn is_watcher_by_trade(command: &[String]) -> bool {
+    const LOOKED_AT: usize = 4;
+    const NAMES: [&str; 10] = [
+        "nodemon",
+        "watchexec",
+        "cargo-watch",
+        "entr",
+        "reflex",
+        "air",
+        "tsx",
+        "ts-node-dev",
+        "forever",
+        "watchmedo",
+    ];
+    let name = |word: &String| word.rsplit('/').next().unwrap_or(word).trim_end_matches(".js").to_owned();
+    let beginning = || command.iter().take(LOOKED_AT);
+    beginning().any(|word| word == "--watch")
+        || beginning().map(name).any(|name| NAMES.contains(&name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watchers_by_trade_are_known() {
+        let table: [(&[&str], bool); 6] = [
+            (&["node", "/x/node_modules/.bin/nodemon", "server.js"], true),
+            (&["node", "--watch", "server.js"], true),
+            (&["watchexec", "-r", "npm", "start"], true),
+            (&["node", "server.js"], false),
+            (&["bash"], false),
+            (&[], false),
+        ];
+        for (words, expected) in table {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(is_watcher_by_trade(&words), expected, "{words:?}");
+        }
+    }
 }

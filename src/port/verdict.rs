@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::holders::{Holder, Process};
 use crate::run::RunId;
+use crate::sys::files;
 use crate::sys::process::Pid;
 use crate::sys::sockets::State;
 
@@ -94,7 +95,8 @@ impl fmt::Display for Spared {
             Spared::Init => f.write_str("it is pid 1; if it is a socket unit: systemctl stop its .socket"),
             Spared::Ours => f.write_str("it is this command or one that started it"),
             Spared::OtherUser(uid) => {
-                write!(f, "it belongs to user {uid}; only that user or root may end it")
+                let user = files::user_name(*uid).unwrap_or_else(|| uid.to_string());
+                write!(f, "it belongs to user {user}; end it as that user")
             }
             Spared::Protected => f.write_str("its name is protected; end it by its own means"),
             Spared::AroundUs => f.write_str("it is the claim of the run that this command is in"),

@@ -53,25 +53,35 @@ pub fn process(process: &Process) -> String {
     format!("{name} (pid {}, user {user}, '{}', for {age})", identity.pid, command(process))
 }
 
+/// Returns a process for a list.
+pub fn brief(process: &Process) -> String {
+    format!("{} (pid {})", process.name.escape_debug(), process.process.pid)
+}
+
 /// Returns the command line, cut, without anything that a terminal would obey.
 pub fn command(process: &Process) -> String {
     let line = process.command.join(" ");
-    let shown: String = line.escape_debug().to_string();
+    let shown = plain(&line);
     match shown.char_indices().nth(LONGEST_COMMAND) {
         Some((end, _)) => format!("{}…", &shown[..end]),
         None => shown,
     }
 }
 
+/// Returns `text` without what a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
 /// Returns the command line as [`command`] does, or the name of a process that has cleared it.
 pub fn command_or_name(process: &Process) -> String {
-    let line = process.command.join(" ").escape_debug().to_string();
+    let line = plain(&process.command.join(" "));
     if line.is_empty() { format!("[{}]", process.name.escape_debug()) } else { line }
 }
 
 fn run(record: &Record) -> String {
     let name = record.name.as_ref().map_or(String::new(), |name| format!(" {name}"));
-    let owner = record.owner.as_ref().map_or(String::new(), |it| format!(", owner {}", owner::title(it)));
+    let owner = owner::of_run(record).map_or(String::new(), |it| format!(", owner {}", owner::title(&it)));
     let left = record.time_left().map(|left| Duration::from_secs(left.as_secs()));
     let lease = left.map_or(String::new(), |left| format!(", lease {} left", format_duration(left)));
     format!("run {}{name}{owner}{lease}", record.id)

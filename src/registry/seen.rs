@@ -105,13 +105,16 @@ pub fn ended(root: &Root) -> Vec<SeenRun> {
     found
 }
 
-/// Finds the run that `selector` means: an id, a unique beginning of one, a name, or `:PORT`. Unfinished runs
-/// go before finished ones; of finished ones with the same name or port the last is meant.
+/// Finds the run that `selector` means: an id, a unique beginning of one, a name, or the `:PORT` that it has.
+/// Unfinished runs go before finished ones, which have no port any more; of finished ones with the same name the last is
+/// meant.
 pub fn find(root: &Root, selector: &str) -> Result<SeenRun, RegistryError> {
     if let Some(port) = selector.strip_prefix(':').and_then(|text| text.parse().ok()) {
         let has_it = |run: &SeenRun| run.record.as_ref().is_ok_and(|record| record.ports.contains(&port));
-        let found = runs(root).into_iter().find(has_it).or_else(|| ended(root).into_iter().find(has_it));
-        return found.ok_or_else(|| RegistryError::Unknown(selector.to_owned()));
+        return runs(root)
+            .into_iter()
+            .find(has_it)
+            .ok_or_else(|| RegistryError::Unknown(selector.to_owned()));
     }
     if let Some(run) = pick(runs(root), selector)? {
         return Ok(run);

@@ -61,6 +61,12 @@ impl State {
         State::Bound,
     ];
 
+    /// Returns those of connections, closed ones too: neither listening nor only bound.
+    pub fn of_connections() -> Vec<State> {
+        let connects = |state: &State| !matches!(state, State::Listening | State::Bound);
+        State::ALL.into_iter().filter(connects).collect()
+    }
+
     /// Returns the word that stands in answers.
     pub fn word(self) -> &'static str {
         match self {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use agent_run::Signal;
 use agent_run::sys::process::Pidfd;
 
-use crate::harness::{Done, Place, Running, is_slow_machine, misbehave, wait_until};
+use crate::harness::{Done, Place, Running, is_slow_machine, measuring, misbehave, wait_until};
 
 const GRACE: Duration = Duration::from_millis(300);
 
@@ -152,6 +152,7 @@ fn kill_supervisor(place: &Place) {
 /// Lets a tree of `kinds` meet its end by `way`.
 #[track_caller]
 fn meet(way: &Way, kinds: &[(&str, &str)], options: &[&str]) {
+    let _quiet = measuring();
     let place = Place::new();
     let mut script: Vec<String> = Vec::new();
     for (name, kind) in kinds {

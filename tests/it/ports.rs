@@ -142,6 +142,7 @@ fn a_command_can_be_given_the_listening_sockets() {
 
 #[test]
 fn two_hundred_at_once_get_two_hundred_ports() {
+    let _crowd = crate::harness::crowding();
     let place = Place::new();
     let words = ["-q", "--port", "auto", "--cgroup", "false", "--", misbehave(), "await", "../go"];
     let runs: Vec<Running> = (0..200).map(|_| Running::spawn(place.command(&words))).collect();
@@ -203,7 +204,7 @@ fn a_run_is_displaced_through_its_supervisor() {
     place.run(&["--port", &text, "--name", "web", "--force", "--", "true"]).expect_code(0);
     assert!(place.path("told").exists());
     let said = first.wait().expect_code(0).stderr;
-    assert!(said.contains("somebody else took its port"), "{said}");
+    assert!(said.contains("somebody wanted its port"), "{said}");
     let reasons: Vec<Value> = place.ended().iter().map(|record| record["end"]["reason"].clone()).collect();
     assert!(reasons.contains(&"displaced".into()), "{reasons:?}");
 }
@@ -495,7 +496,7 @@ fn closed_connections_are_told_with_their_time() {
     let waits = found.as_array().unwrap().iter().find(|it| it["kind"] == "time_wait");
     assert!(waits.is_some_and(|it| it["finding"].as_str().unwrap().contains("s left")), "{found}");
     // A run has it all the same, and is told.
-    let words = ["--port", &text, "--", misbehave(), "listen", "127.0.0.1:{port}", "exit", "4"];
+    let words = ["-v", "--port", &text, "--", misbehave(), "listen", "127.0.0.1:{port}", "exit", "4"];
     let done = place.run(&words).expect_code(4);
     assert!(done.stderr.contains("TIME_WAIT"), "{done:?}");
 }

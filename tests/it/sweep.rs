@@ -251,6 +251,7 @@ fn a_server_over_stdio_whose_client_was_killed_is_a_leftover() {
 
 #[test]
 fn two_hundred_leftovers_and_two_sweeps_at_once() {
+    let _crowd = crate::harness::crowding();
     let place = Place::new();
     let script = r#"
         cd /; for n in $(seq 200); do orphan vite listen 127.0.0.1:$((8100 + n)) append "$W/all" pause </dev/null >/dev/null 2>&1; done

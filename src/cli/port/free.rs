@@ -20,6 +20,7 @@ use crate::port::free::{Freed, Status, free};
 use crate::port::holders::{self, Holder, Process, Search};
 use crate::port::verdict::{Spared, Verdict, judge};
 use crate::port::words;
+use crate::run::Verbosity;
 use crate::settings;
 use crate::sys::sockets::State;
 use crate::sys::tty;
@@ -36,16 +37,23 @@ pub(super) fn run(args: &PortFreeArgs, printer: &Printer) -> Result<u8, Failure>
     let registry = Registry::open();
     let plan = Plan::look(&wanted, &means, &registry)?;
     let speaks = !args.quiet && !printer.is_json();
+    let asks = !args.yes && !args.dry_run && AtTerminal::is_there() && plan.ends() > 0;
     if speaks && !plan.is_empty() {
         printer.answer(&plan.table());
+    } else if asks {
+        // Nobody is asked about what was not shown.
+        plan.table().lines().for_each(|line| printer.note(line));
     }
     if args.dry_run {
         return Ok(dry(&plan, &wanted, printer));
     }
-    let asks = !args.yes && AtTerminal::is_there() && plan.ends() > 0;
     let agreed = asks.then(|| Agreed::to(plan.0.iter().flat_map(|(_, verdicts)| verdicts)));
     let means = Means { agreed, ..means };
-    if asks && !(AtTerminal { quiet: false }).agrees(&format!("end {}?", processes(plan.ends()))) {
+    let person = AtTerminal { verbosity: Verbosity::Normal };
+    if asks && !person.agrees(&format!("end {}?", processes(plan.ends()))) {
+        if printer.is_json() {
+            dry(&plan, &wanted, printer);
+        }
         return Ok(exit::SOMETHING_REMAINS);
     }
     let mut freed = Vec::new();
@@ -83,7 +91,14 @@ impl Plan {
         let runs = registry.runs();
         let found = holders::find(Some(wanted), &runs, Search::Enough).map_err(|error| blind(&error))?;
         let context = means.context(&found, &runs);
-        Ok(Plan(found.into_iter().map(|holder| (holder.clone(), judge(&holder, &context))).collect()))
+        // The claim of a run that listens goes with it.
+        let listens = |claim: &Holder| {
+            let same =
+                |it: &&Holder| it.run == claim.run && it.socket.local.port() == claim.socket.local.port();
+            found.iter().filter(same).any(|it| !it.is_claim)
+        };
+        let told = found.iter().filter(|it| !it.is_claim || !listens(it));
+        Ok(Plan(told.map(|holder| (holder.clone(), judge(holder, &context))).collect()))
     }
 
     fn is_empty(&self) -> bool {
@@ -148,8 +163,19 @@ fn dry(plan: &Plan, wanted: &BTreeSet<u16>, printer: &Printer) -> u8 {
             json!({ "port": port, "plan": planned })
         };
         printer.document("ports", Value::Array(wanted.iter().map(of_port).collect()));
-    } else if plan.is_empty() {
-        printer.answer("nobody holds these ports");
+    } else {
+        let spared = plan.0.iter().flat_map(|(holder, verdicts)| verdicts.iter().map(move |it| (holder, it)));
+        let mut lines: Vec<String> = spared
+            .filter_map(|(holder, verdict)| match verdict {
+                Verdict::Spare(_, why) => Some(format!("{} left alone: {why}", holder.socket.local.port())),
+                _ => None,
+            })
+            .collect();
+        lines.dedup();
+        lines.extend(wanted.iter().filter(|port| !plan.holds(**port)).map(|port| format!("{port} free")));
+        if !lines.is_empty() {
+            printer.answer(&lines.join("\n"));
+        }
     }
     0
 }
@@ -212,9 +238,10 @@ fn line(freed: &Freed) -> String {
         let who = process.as_ref().map_or(String::new(), |process| format!("{}: ", words::process(process)));
         text.push_str(&format!("\n     left alone: {who}{why}"));
     }
-    if let Some(watcher) = outcome.watcher.as_ref().filter(|_| !outcome.remaining.is_empty()) {
-        let who = words::process(watcher);
-        text.push_str(&format!("\n     {who} starts it again; end that first, or use --force"));
+    if let Some(watcher) = &outcome.watcher {
+        let how = if outcome.watcher_may_end { ", or use --force" } else { "" };
+        let when = if outcome.remaining.is_empty() { "may start it again" } else { "starts it again" };
+        text.push_str(&format!("\n     {} {when}; end that first{how}", words::process(watcher)));
     }
     for finding in
         diagnostics.iter().filter(|finding| finding.kind == "container" || finding.kind == "systemd")

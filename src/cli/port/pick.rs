@@ -22,13 +22,8 @@ pub(super) fn run(args: &PortPickArgs, printer: &Printer) -> Result<u8, Failure>
         return Err(Failure::usage("--hold: there is no command to run", "write port pick --hold COMMAND"));
     }
     // All are held until all are found: none is told twice.
-    let mut taken: Vec<Reservation> = Vec::new();
-    for _ in 0..args.number {
-        taken.push(match range {
-            Some(range) => claim::first_of(range)?,
-            None => claim::any(default_range()?)?,
-        });
-    }
+    let place = range.map_or_else(default_range, Ok)?;
+    let taken: Vec<Reservation> = claim::several(usize::from(args.number), place, range.is_some())?;
     let ports: Vec<u16> = taken.iter().map(Reservation::port).collect();
     if printer.is_json() {
         let values: Vec<Value> = ports.iter().map(|port| json!({ "port": port, "status": "free" })).collect();

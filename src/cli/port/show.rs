@@ -27,7 +27,9 @@ pub(super) fn run(args: &PortShowArgs, printer: &Printer) -> Result<u8, Failure>
         found.retain(|holder| holder.socket.state == State::Listening || holder.is_claim);
     }
     if printer.is_json() {
-        let values: Vec<Value> = found.iter().map(|holder| document(holder, &runs)).collect();
+        let mut values: Vec<Value> = found.iter().map(|holder| document(holder, &runs)).collect();
+        let is_free = |port: &&u16| !found.iter().any(|holder| holder.socket.local.port() == **port);
+        values.extend(wanted.iter().filter(is_free).map(|port| json!({ "port": port, "state": "free" })));
         printer.document("ports", Value::Array(values));
         return Ok(0);
     }

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::lease::parse_duration;
 use crate::owner;
 use crate::port::claim::Person;
-use crate::run::RunId;
+use crate::run::{RunId, Verbosity};
 use crate::settings;
 use crate::sweep::plan::{Kind, Plan};
 use crate::sweep::{self, Options, Scope, apply};
@@ -48,7 +48,8 @@ pub(super) fn run(args: &SweepArgs, printer: &Printer) -> Result<u8, Failure> {
     if count == 0 && !args.yes {
         return Ok(0);
     }
-    let agreed = args.yes || AtTerminal::is_there() && AtTerminal { quiet: false }.agrees(&question(&plan));
+    let agreed = args.yes
+        || AtTerminal::is_there() && AtTerminal { verbosity: Verbosity::Normal }.agrees(&question(&plan));
     if !agreed {
         if !args.quiet && !AtTerminal::is_there() {
             printer.note("nothing was ended: there is nobody to ask; use --yes");

@@ -7,8 +7,8 @@ use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -21,6 +21,19 @@ fn ceiling() -> Duration {
 /// Where a test runs on a machine that is made of software, everything is slower and the trees are smaller.
 pub(crate) fn is_slow_machine() -> bool {
     std::env::var_os("AGENT_RUN_TEST_SLOW").is_some()
+}
+
+/// Tests that measure time run beside each other, and none of those that keep every CPU busy beside them.
+static QUIET: RwLock<()> = RwLock::new(());
+
+/// Held by a test that measures time.
+pub(crate) fn measuring() -> RwLockReadGuard<'static, ()> {
+    QUIET.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by a test that starts hundreds of processes.
+pub(crate) fn crowding() -> RwLockWriteGuard<'static, ()> {
+    QUIET.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits until `condition` holds. The only place that sleeps.

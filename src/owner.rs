@@ -143,6 +143,11 @@ pub fn agent_running_as(pid: Pid) -> Option<&'static str> {
     AGENTS.iter().find(named).map(|agent| agent.name)
 }
 
+/// Returns whether it is known what program the agent of this name is.
+pub fn has_known_program(name: &str) -> bool {
+    AGENTS.iter().any(|agent| agent.name == name && !agent.programs.is_empty())
+}
+
 /// Returns the agent that this process works for, if one is alive above it.
 pub fn ours() -> Option<Owner> {
     nearest_agent().map(|found| found.owner)
@@ -206,7 +211,10 @@ impl Ancestor {
     fn names_of(pid: Pid) -> Vec<String> {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words =
-            words.split(|byte| *byte == 0).take(2).map(|word| String::from_utf8_lossy(word).into_owned());
+            words.split(|byte| *byte == 0).take(8).map(|word| String::from_utf8_lossy(word).into_owned());
+        // The program, and the script that it runs: `node --no-warnings /x/agent`.
+        let words = words.enumerate().filter(|(at, word)| *at == 0 || !word.starts_with('-')).take(2);
+        let words = words.map(|(_, word)| word);
         let mut names: Vec<String> = words.filter_map(|word| program_name(&word)).collect();
         names.extend(Stat::read(pid).map(|stat| stat.comm));
         names

@@ -301,7 +301,9 @@ pub(super) struct SweepArgs {
     #[arg(long, value_name = "D", allow_hyphen_values = true)]
     pub(super) interval: Option<String>,
     /// Have systemd sweep in the background; without systemd, print a line for crontab
-    #[arg(long, conflicts_with_all = ["list", "dry_run", "monitor"])]
+    #[arg(long, conflicts_with_all = [
+        "list", "dry_run", "monitor", "only", "except", "suspects", "all", "session", "grace",
+    ])]
     pub(super) install_timer: bool,
     /// Undo --install-timer
     #[arg(long, conflicts_with_all = ["list", "dry_run", "monitor", "install_timer"])]

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Options;
-use super::plan::{Item, Kind, Plan, still_holds, users_of};
+use super::plan::{Item, Kind, Plan, is_ended_here, still_holds, users_of};
 use super::snapshot::Snapshot;
 use crate::containment::LEAF_PREFIX;
 use crate::recover;
@@ -80,22 +81,28 @@ fn end_all(items: Vec<Item>, grace: Duration) -> Vec<Done> {
     }
     let later = Snapshot::take();
     let (there, gone): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| still_holds(item, &later));
-    let roots: Vec<_> = there.iter().filter_map(|item| item.root.clone()).collect();
+    let roots: Vec<_> = there.iter().flat_map(|item| item.members.iter().cloned()).collect();
     let (survivors, killed) = end_trees(&roots, Signal::TERM, grace);
-    let mut killed = killed;
-    let done = |item: Item| {
-        let left: Vec<String> = survivors
-            .iter()
-            .filter(|left| item.pids.contains(&left.pid))
-            .map(|left| format!("pid {} ({})", left.pid, left.command.escape_debug()))
-            .collect();
+    let (mut killed, mut survivors) = (killed, survivors);
+    let mut done: Vec<Done> = Vec::new();
+    let count = there.len();
+    for (index, item) in there.into_iter().enumerate() {
+        // Who was forked later, or became another user's, is told with the last.
+        let is_its = |pid: &i32| item.pids.contains(pid) || index + 1 == count;
+        let (its, others): (Vec<_>, Vec<_>) = survivors.into_iter().partition(|left| is_its(&left.pid));
+        survivors = others;
+        let left: Vec<String> =
+            its.iter().map(|left| format!("pid {} ({})", left.pid, left.command.escape_debug())).collect();
         let remains = (!left.is_empty()).then(|| format!("could not be ended: {}", left.join(", ")));
-        // They were ended together; who needed more is told for all of them.
-        let killed = std::mem::take(&mut killed);
-        Done { item, killed, removed_bytes: 0, remains }
+        // They were ended together; how many needed more is told with the first.
+        done.push(Done { item, killed: std::mem::take(&mut killed), removed_bytes: 0, remains });
+    }
+    let changed = |item: Item| {
+        let remains = Some("it is not what it was any more, and was left alone".to_owned());
+        Done { item, killed: 0, removed_bytes: 0, remains }
     };
-    let vanished = |item: Item| Done { item, killed: 0, removed_bytes: 0, remains: None };
-    there.into_iter().map(done).chain(gone.into_iter().map(vanished)).collect()
+    done.extend(gone.into_iter().map(changed));
+    done
 }
 
 fn end_orphan(item: Item, grace: Duration) -> Done {
@@ -142,7 +149,7 @@ fn remove_directories<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<Done> {
         let path = item.directory.clone().unwrap_or_default();
         let (removed_bytes, remains) = match used.get(&path).and_then(|users| users.first()) {
             Some(user) => (0, Some(format!("process {user} uses it"))),
-            None => match remove(&path) {
+            None => match remove(&path, item.inode) {
                 Ok(bytes) => (bytes, None),
                 Err(error) => (0, Some(error.to_string())),
             },
@@ -152,13 +159,16 @@ fn remove_directories<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<Done> {
     items.into_iter().map(done).collect()
 }
 
-fn remove(path: &Path) -> std::io::Result<u64> {
+fn remove(path: &Path, expected: Option<(u64, u64)>) -> std::io::Result<u64> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(std::io::ErrorKind::InvalidInput.into());
     };
     let parent = files::open_directory(parent)?;
-    // Opened without following a link, or not at all.
-    files::open_directory_in(&parent, OsStr::new(name))?;
+    // Opened without following a link, or not at all; and it must be the one that was looked at.
+    let seen = files::open_directory_in(&parent, OsStr::new(name))?.metadata()?;
+    if expected != Some((seen.dev(), seen.ino())) {
+        return Err(std::io::Error::other("it was made anew meanwhile"));
+    }
     let bytes = size_of(path);
     files::remove_tree_in(&parent, name)?;
     Ok(bytes)
@@ -166,7 +176,6 @@ fn remove(path: &Path) -> std::io::Result<u64> {
 
 /// Bytes on disk below `path`, links not followed.
 fn size_of(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
     let mut waiting: Vec<PathBuf> = vec![path.to_owned()];
     let mut bytes = 0;
     while let Some(place) = waiting.pop() {
@@ -197,14 +206,8 @@ fn remove_empty_leaves(root: &Root) {
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| RunId::parse(name.strip_prefix(LEAF_PREFIX)?));
         // One that is just being made is entered in the registry before.
-        if id.is_some_and(|id| !unfinished.contains(&id)) && is_ended_here(root, &name) {
+        if id.is_some_and(|id| !unfinished.contains(&id) && is_ended_here(root, &id)) {
             let _ = Leaf::open(&entry.path()).map(|leaf| leaf.remove());
         }
     }
-}
-
-/// Another registry's runs are not ours to tidy up after.
-fn is_ended_here(root: &Root, leaf: &OsStr) -> bool {
-    let id = leaf.to_str().and_then(|name| name.strip_prefix(LEAF_PREFIX)).unwrap_or_default();
-    root.path().join("ended").join(id).exists()
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Options;
 use super::snapshot::{Process, Snapshot};
+use crate::owner;
 use crate::sys::process::Pid;
 
 /// One piece of evidence.
@@ -82,12 +83,15 @@ pub fn of(process: &Process, snapshot: &Snapshot, options: &Options, client_gone
 
 fn of_agent(process: &Process, snapshot: &Snapshot) -> Option<Evidence> {
     let mark = process.mark.clone()?;
-    let runs_it = |pid: &Pid| snapshot.processes.get(pid).is_some_and(|it| it.agent == Some(mark.agent));
-    // The agent that says its pid is gone when that is, or is somebody else's by now; of the others any one that
-    // lives might be it.
+    // An agent that says its pid is gone when that is, or is somebody younger by now. Of the others any one that lives might
+    // be it, and of those whose program nobody knows nobody can say.
+    let may_be = |pid: Pid| {
+        snapshot.ours.contains(&pid)
+            || snapshot.processes.get(&pid).is_some_and(|it| it.stat.start_time <= process.stat.start_time)
+    };
     let alive = match mark.pid {
-        Some(pid) => runs_it(&pid) || snapshot.ours.contains(&pid),
-        None => snapshot.processes.keys().any(runs_it),
+        Some(pid) => may_be(pid),
+        None => snapshot.living_agents.contains(mark.agent) || !owner::has_known_program(mark.agent),
     };
     Some(Evidence::Agent { agent: mark.agent, session: mark.session, alive })
 }
@@ -131,7 +135,18 @@ pub fn looked_after(process: &Process, snapshot: &Snapshot) -> Option<String> {
     if process.stat.terminal != 0 {
         return Some("it has a terminal".to_owned());
     }
-    if let Some(unit) = process.unit.as_ref().filter(|unit| Some(*unit) != snapshot.own_unit.as_ref()) {
+    if process.in_container {
+        return Some("it is in a container".to_owned());
+    }
+    if snapshot.parents.get(&pid) == Some(&0) && pid != 1 {
+        return Some("its parent is outside of this pid namespace".to_owned());
+    }
+    if snapshot.first_children.contains(&pid) {
+        return Some("it is what this container is for".to_owned());
+    }
+    // What an agent has started from within our own service is no part of that.
+    let shares = |unit: &String| process.mark.is_some() && Some(unit) == snapshot.own_unit.as_ref();
+    if let Some(unit) = process.unit.as_ref().filter(|unit| !shares(unit)) {
         return Some(format!("it is the service {unit}"));
     }
     // What pid 1 of a container has started itself is in its session; who was adopted rarely is.

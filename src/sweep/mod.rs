@@ -24,8 +24,8 @@ pub enum Scope {
     Gone,
     /// Those of living agents too.
     All,
-    /// What this living agent has started: by its process.
-    Process(Pid),
+    /// What this living agent has started: by its process, and by its session if that is known.
+    Process(Pid, Option<String>),
     /// The same by its session's id.
     Session(String),
 }
@@ -109,5 +109,7 @@ pub fn look(options: &Options) -> plan::Plan {
 /// Directories that are swept once nothing uses them.
 pub(crate) fn places(options: &Options) -> Vec<PathBuf> {
     let paths = options.places.iter().filter_map(|pattern| glob::glob(pattern).ok());
-    paths.flatten().flatten().collect()
+    // As the kernel names them: what processes use is told by those names. The last part may be a link, and is not followed.
+    let resolved = |path: PathBuf| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    paths.flatten().flatten().filter_map(resolved).collect()
 }

@@ -1,13 +1,15 @@
 //! What is to go and what stays.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::evidence::{self, Evidence, looked_after};
 use super::snapshot::{Process, Snapshot, is_keeper};
 use super::{Options, Scope, places};
 use crate::containment::LEAF_PREFIX;
+use crate::owner::Mark;
 use crate::port::verdict;
 use crate::registry::record::State;
 use crate::registry::root::Root;
@@ -65,6 +67,10 @@ pub struct Item {
     pub root: Option<ProcessRef>,
     /// All of its processes.
     pub pids: Vec<Pid>,
+    /// The same, each so that it can be told from others.
+    pub members: Vec<ProcessRef>,
+    /// Device and inode of the directory that it is.
+    pub inode: Option<(u64, u64)>,
     /// Whether it need not be an orphan: it was started by the session that is swept.
     pub by_session: bool,
     /// How old it is.
@@ -154,9 +160,9 @@ fn of_session(run: &SeenRun, snapshot: &Snapshot, scope: &Scope) -> Option<Item>
     let is_theirs = match scope {
         Scope::Gone | Scope::All => false,
         Scope::Session(id) => owner.is_some_and(|owner| owner.session.as_ref() == Some(id)),
-        Scope::Process(pid) => {
+        Scope::Process(pid, session) => {
             let guard = record.guard.as_ref();
-            owner.is_some_and(|owner| owner.process.pid == *pid)
+            owner.is_some_and(|it| it.process.pid == *pid || session.is_some() && it.session == *session)
                 || guard.is_some_and(|guard| snapshot.ancestors(guard.pid).contains(pid))
         }
     };
@@ -181,6 +187,8 @@ fn orphan(run: &SeenRun) -> Item {
         run: Some(run.id.clone()),
         root: None,
         pids: living.iter().map(|stat| stat.pid).collect(),
+        members: Vec::new(),
+        inode: None,
         by_session: false,
         age: record.map_or_else(|| began.unwrap_or_default(), |record| record.started_at.age()),
         memory_bytes: living.iter().map(|stat| stat.resident_pages * process::page_size()).sum(),
@@ -205,7 +213,9 @@ fn survivors(snapshot: &Snapshot, root: Option<&Root>, runs: &[SeenRun]) -> Vec<
         let place = root.path().join("runs");
         let is_ours = process.run_directory.as_ref().is_some_and(|path| path.starts_with(&place));
         let marked = process.run.clone().filter(|_| is_ours);
-        marked.or_else(|| leaves.get(&process.stat.pid).cloned()).filter(|id| !unfinished.contains(id))
+        marked
+            .or_else(|| leaves.get(&process.stat.pid).filter(|id| is_ended_here(root, id)).cloned())
+            .filter(|id| !unfinished.contains(id))
     };
     // Below a living keeper they are looked after, whoever's registry that is in.
     let is_kept = |pid: Pid| {
@@ -228,6 +238,11 @@ fn survivors(snapshot: &Snapshot, root: Option<&Root>, runs: &[SeenRun]) -> Vec<
     .collect()
 }
 
+/// Another registry's runs are not ours to tidy up after.
+pub(super) fn is_ended_here(root: &Root, id: &RunId) -> bool {
+    root.path().join("ended").join(id.as_str()).exists()
+}
+
 /// The processes in cgroups that are named like leaves of ours.
 fn our_leaves() -> HashMap<Pid, RunId> {
     let Ok(parent) = cgroup::parent_with(&[]) else { return HashMap::new() };
@@ -248,6 +263,8 @@ fn of_processes(top: Pid, snapshot: &Snapshot) -> Option<Item> {
         kind: Kind::Leftover,
         run: None,
         root: Some(first.identity.clone()),
+        members: members.iter().map(|process| process.identity.clone()).collect(),
+        inode: None,
         by_session: false,
         age: first.age,
         memory_bytes: members.iter().map(|it| it.stat.resident_pages * process::page_size()).sum(),
@@ -277,10 +294,10 @@ fn leftovers(snapshot: &Snapshot, options: &Options) -> Vec<Item> {
         }
     }
     // What is below another one goes or stays with that.
-    let roots: Vec<Pid> = found.keys().copied().collect();
+    let roots: HashSet<Pid> = found.keys().copied().collect();
     let is_below = |pid: &Pid| snapshot.ancestors(*pid).iter().any(|it| roots.contains(it));
     let tops = roots.iter().filter(|root| !is_below(root));
-    tops.filter_map(|root| leftover(*root, &found[root], snapshot, options)).collect()
+    tops.filter_map(|root| leftover(*root, &found[root], snapshot, options, &clients)).collect()
 }
 
 /// Neither one of those that we belong to, nor a guard (an orphan by trade), nor an agent, nor below a guard.
@@ -296,6 +313,7 @@ fn leftover(
     cores: &[(&Process, Vec<Evidence>)],
     snapshot: &Snapshot,
     options: &Options,
+    clients: &ClientsGone,
 ) -> Option<Item> {
     let members = snapshot.tree(root);
     if members.iter().any(|member| snapshot.ours.contains(&member.stat.pid)) {
@@ -314,22 +332,42 @@ fn leftover(
     let by_session = is_of_session(&members, snapshot, &options.scope);
     // That the session started it is a kind of evidence like the mark of an agent.
     let is_mark = |piece: &Evidence| matches!(piece, Evidence::Agent { .. });
-    let kinds = told.len() + usize::from(by_session && !told.iter().any(is_mark));
+    let kinds_of =
+        |pieces: &[Evidence]| pieces.len() + usize::from(by_session && !pieces.iter().any(is_mark));
+    // What two processes tell is not added up, and a leftover is a server: where something works says nothing of that.
+    let serves = |piece: &Evidence| {
+        matches!(piece, Evidence::Port { .. } | Evidence::Command { .. } | Evidence::ClientGone)
+    };
+    let is_one = |pieces: &Vec<Evidence>| kinds_of(pieces) > 1 && pieces.iter().any(serves);
     let mut item = of_processes(root, snapshot)?;
-    item.kind = if kinds > 1 { Kind::Leftover } else { Kind::Suspect };
-    item.by_session = by_session && kinds > 1;
+    item.kind = match cores.iter().any(|(_, pieces)| is_one(pieces)) {
+        true => Kind::Leftover,
+        false => Kind::Suspect,
+    };
+    item.by_session = by_session && item.kind == Kind::Leftover;
     // The one that tells most is shown.
     if let Some((core, _)) = cores.iter().max_by_key(|(_, pieces)| pieces.len()) {
         item.directory = core.cwd.clone();
         item.command =
             if core.command.is_empty() { vec![core.stat.comm.clone()] } else { core.command.clone() };
     }
-    let lives = told.iter().any(|piece| matches!(piece, Evidence::Agent { alive: true, .. }));
+    let pieces = || cores.iter().flat_map(|(_, pieces)| pieces);
+    let lives = pieces().any(|piece| matches!(piece, Evidence::Agent { alive: true, .. }));
     let terminal = || {
         let with = members.iter().find(|member| member.stat.terminal != 0);
         with.filter(|_| !item.by_session).map(|_| "it has a terminal".to_owned())
     };
+    let agent = || {
+        let agent = members.iter().find_map(|member| member.agent);
+        agent.map(|agent| format!("{agent} is part of it"))
+    };
+    let in_use = || {
+        let used = item.by_session && clients.is_there_for(members[0]);
+        used.then(|| "somebody talks to it over its stdin and stdout".to_owned())
+    };
     item.spared = protected(&members, options)
+        .or_else(agent)
+        .or_else(in_use)
         .or_else(terminal)
         .or_else(|| if item.by_session { None } else { looked_after(members[0], snapshot) })
         .or_else(|| {
@@ -362,24 +400,27 @@ fn is_of_session(members: &[&Process], snapshot: &Snapshot, scope: &Scope) -> bo
         Scope::Session(id) => {
             members.iter().any(|it| it.mark.as_ref().is_some_and(|mark| mark.session.as_ref() == Some(id)))
         }
-        Scope::Process(pid) => members.iter().any(|it| {
-            it.mark.as_ref().is_some_and(|mark| mark.pid == Some(*pid))
-                || snapshot.ancestors(it.stat.pid).contains(pid)
+        Scope::Process(pid, session) => members.iter().any(|it| {
+            let marked =
+                |mark: &Mark| mark.pid == Some(*pid) || session.is_some() && mark.session == *session;
+            it.mark.as_ref().is_some_and(marked) || snapshot.ancestors(it.stat.pid).contains(pid)
         }),
     }
 }
 
-/// Which processes have nobody at the other end of their stdin and stdout.
-struct ClientsGone(HashSet<Pid>);
+/// Who is at the other end of the stdin and stdout of processes that have pipes or sockets there.
+struct ClientsGone {
+    gone: HashSet<Pid>,
+    there: HashSet<Pid>,
+}
 
 impl ClientsGone {
     fn look(snapshot: &Snapshot) -> ClientsGone {
-        let pipes_of = |pid: Pid| {
-            let ends = [0, 1].map(|fd| descriptors::behind(pid, fd, Descriptor::Pipe));
-            Some([ends[0]?, ends[1]?])
-        };
+        let both =
+            |pid: Pid, kind| Some([descriptors::behind(pid, 0, kind)?, descriptors::behind(pid, 1, kind)?]);
+        let pids = || snapshot.processes.keys().copied();
         let candidates: HashMap<Pid, [u32; 2]> =
-            snapshot.processes.keys().filter_map(|pid| Some((*pid, pipes_of(*pid)?))).collect();
+            pids().filter_map(|pid| Some((pid, both(pid, Descriptor::Pipe)?))).collect();
         let wanted: HashSet<u32> = candidates.values().flatten().copied().collect();
         let mut holders: HashMap<u32, Vec<Pid>> = HashMap::new();
         for pid in tree::all_processes() {
@@ -387,17 +428,33 @@ impl ClientsGone {
                 holders.entry(inode).or_default().push(pid);
             }
         }
-        let is_gone = |(pid, pipes): (&Pid, &[u32; 2])| {
+        // Of sockets it is not known who has the other end.
+        let mut there: HashSet<Pid> = pids().filter(|pid| both(*pid, Descriptor::Socket).is_some()).collect();
+        let mut gone = HashSet::new();
+        for (pid, pipes) in &candidates {
             let own: HashSet<Pid> = snapshot.tree(*pid).iter().map(|it| it.stat.pid).collect();
-            let others =
+            let other =
                 |pipe: &u32| holders.get(pipe).into_iter().flatten().any(|holder| !own.contains(holder));
-            (!pipes.iter().any(others)).then_some(*pid)
-        };
-        ClientsGone(candidates.iter().filter_map(is_gone).collect())
+            match [other(&pipes[0]), other(&pipes[1])] {
+                // From outside of this pid namespace nobody is seen.
+                [false, false] if snapshot.parents.get(pid) != Some(&0) => {
+                    gone.insert(*pid);
+                }
+                [true, true] => {
+                    there.insert(*pid);
+                }
+                _ => {}
+            }
+        }
+        ClientsGone { gone, there }
     }
 
     fn is_gone_for(&self, process: &Process) -> bool {
-        self.0.contains(&process.stat.pid)
+        self.gone.contains(&process.stat.pid)
+    }
+
+    fn is_there_for(&self, process: &Process) -> bool {
+        self.there.contains(&process.stat.pid)
     }
 }
 
@@ -415,16 +472,15 @@ fn directories(snapshot: &Snapshot, options: &Options, items: &[Item]) -> Vec<It
     let item = |path: PathBuf| {
         let seen = std::fs::symlink_metadata(&path).ok()?;
         let users = used.get(&path).map(Vec::as_slice).unwrap_or_default();
-        let age = seen.modified().ok()?.elapsed().unwrap_or_default();
+        // A link is left alone whatever is behind it.
+        let newest = if seen.is_dir() { newest_in(&path) } else { seen.modified().ok() };
+        let age = newest?.elapsed().unwrap_or_default();
         let spared = if seen.is_symlink() {
             Some("it is a link".to_owned())
         } else if !seen.is_dir() {
             return None;
-        } else if std::os::unix::fs::MetadataExt::uid(&seen) != process::own_uid() {
-            Some(format!(
-                "it belongs to {}",
-                files::user_name(std::os::unix::fs::MetadataExt::uid(&seen)).unwrap_or_default()
-            ))
+        } else if seen.uid() != process::own_uid() {
+            Some(format!("it belongs to {}", files::user_name(seen.uid()).unwrap_or_default()))
         } else if let Some(user) = users.iter().find(|pid| !going.contains(pid)) {
             Some(format!("process {user} uses it"))
         } else {
@@ -435,6 +491,8 @@ fn directories(snapshot: &Snapshot, options: &Options, items: &[Item]) -> Vec<It
             run: None,
             root: None,
             pids: Vec::new(),
+            members: Vec::new(),
+            inode: Some((seen.dev(), seen.ino())),
             by_session: !users.is_empty(),
             age,
             memory_bytes: 0,
@@ -447,6 +505,27 @@ fn directories(snapshot: &Snapshot, options: &Options, items: &[Item]) -> Vec<It
         })
     };
     places.into_iter().filter_map(item).collect()
+}
+
+/// Returns when something in `path` was changed last; `None` if there is too much to look at.
+fn newest_in(path: &Path) -> Option<SystemTime> {
+    const MOST: usize = 20_000;
+    let mut waiting = vec![path.to_owned()];
+    let mut newest = None;
+    let mut seen = 0;
+    while let Some(place) = waiting.pop() {
+        let Ok(entry) = std::fs::symlink_metadata(&place) else { continue };
+        newest = newest.max(entry.modified().ok());
+        seen += 1;
+        if seen > MOST {
+            // It goes when it has not been touched for long itself.
+            return newest;
+        }
+        if entry.is_dir() {
+            waiting.extend(std::fs::read_dir(&place).into_iter().flatten().flatten().map(|it| it.path()));
+        }
+    }
+    newest
 }
 
 /// Returns who works in one of `places`, runs a program from there or has something in it open. One look at all
@@ -473,6 +552,9 @@ pub(super) fn users_of(places: &[PathBuf]) -> HashMap<PathBuf, Vec<Pid>> {
 /// Returns whether `item`'s topmost process is, by a later look, still what it was taken for.
 pub(super) fn still_holds(item: &Item, later: &Snapshot) -> bool {
     let Some(root) = &item.root else { return true };
-    let Some(now) = later.processes.get(&root.pid).filter(|now| now.identity == *root) else { return false };
+    let Some(now) = later.processes.get(&root.pid).filter(|now| now.identity == *root) else {
+        // A wrapper that has ended meanwhile leaves the rest of the tree to us.
+        return root.pin().is_none();
+    };
     item.by_session || item.kind == Kind::Survivor || evidence::looked_after(now, later).is_none()
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::env as vars;
@@ -39,6 +40,8 @@ pub struct Process {
     pub cwd_deleted: bool,
     /// The service that a service manager runs it as.
     pub unit: Option<String>,
+    /// Whether it is in a pid namespace below ours, as in a container.
+    pub in_container: bool,
     /// The agent whose program it is.
     pub agent: Option<&'static str>,
 }
@@ -60,6 +63,12 @@ pub struct Snapshot {
     pub inits: HashSet<Pid>,
     /// The session of each process.
     pub sessions: HashMap<Pid, Pid>,
+    /// What each init of a container has started first: what the container is for.
+    pub first_children: HashSet<Pid>,
+    /// Agents of which a process lives.
+    pub living_agents: HashSet<&'static str>,
+    /// Our user's processes by parent.
+    children: HashMap<Pid, Vec<Pid>>,
     /// The service that we run in ourselves.
     pub own_unit: Option<String>,
     /// Ports on which each listens.
@@ -72,7 +81,13 @@ impl Snapshot {
     /// Looks at all. This process must have one thread.
     pub fn take() -> Snapshot {
         let mut seen = Snapshot::default();
-        let adopter = spawn::who_adopts().ok();
+        // Asked once: each time leaves a zombie where pid 1 does not reap.
+        static ADOPTER: OnceLock<Option<Pid>> = OnceLock::new();
+        let adopter = *ADOPTER.get_or_init(|| spawn::who_adopts().ok());
+        // They may be hidden (hidepid, proc(5)), and adopt all the same.
+        seen.reapers.insert(1);
+        seen.reapers.extend(adopter);
+        let mut oldest: HashMap<Pid, (u64, Pid)> = HashMap::new();
         let own = process::own_uid();
         let now = process::now_in_ticks();
         for stat in tree::all_processes().filter_map(Stat::read).filter(|stat| !stat.is_dead()) {
@@ -80,19 +95,28 @@ impl Snapshot {
             seen.parents.insert(pid, stat.parent);
             seen.names.insert(pid, stat.comm.clone());
             seen.sessions.insert(pid, stat.session);
+            let first = oldest.entry(stat.parent).or_insert((stat.start_time, pid));
+            *first = (*first).min((stat.start_time, pid));
             let uid = fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |it| it.uid());
             if is_reaper(&stat) {
                 seen.inits.insert(pid);
             }
-            if pid == 1 || adopter == Some(pid) || is_reaper(&stat) {
+            if is_reaper(&stat) {
                 seen.reapers.insert(pid);
             }
             if uid == own
                 && let Some(process) = Process::look(stat, now)
             {
+                seen.children.entry(process.stat.parent).or_default().push(pid);
+                seen.living_agents.extend(process.agent);
                 seen.processes.insert(pid, process);
             }
         }
+        let of_container = |pid: &Pid| {
+            seen.inits.contains(pid) && seen.names.get(pid).is_some_and(|name| is_containers(name))
+        };
+        seen.first_children =
+            oldest.iter().filter(|(parent, _)| of_container(parent)).map(|(_, (_, first))| *first).collect();
         // A supervisor adopts too, but what it has adopted is supervised.
         seen.reapers.retain(|pid| !seen.names.get(pid).is_some_and(|name| is_keeper(name)));
         seen.ours = process::ancestors().into_iter().chain([process::own_pid()]).collect();
@@ -127,8 +151,11 @@ impl Snapshot {
 
     /// Returns the topmost of those that only wrap `pid`, as `sh -c` and `npm run` do; `pid` itself if there is none.
     pub fn wrapped(&self, pid: Pid) -> Pid {
+        // One that has started something else too is answerable for that.
+        let alone = |pid: &Pid| self.children.get(pid).is_some_and(|children| children.len() == 1);
         let wraps = |pid: &Pid| {
-            self.processes.get(pid).is_some_and(|it| is_wrapper(&it.command)) && !self.ours.contains(pid)
+            let wrapper = self.processes.get(pid).is_some_and(|it| is_wrapper(&it.command));
+            wrapper && alone(pid) && !self.ours.contains(pid)
         };
         self.ancestors(pid).into_iter().take_while(wraps).last().unwrap_or(pid)
     }
@@ -137,11 +164,9 @@ impl Snapshot {
     pub fn tree(&self, pid: Pid) -> Vec<&Process> {
         let mut found: Vec<&Process> = self.processes.get(&pid).into_iter().collect();
         let mut next = 0;
-        while let Some(process) = found.get(next) {
-            let parent = process.stat.pid;
-            found.extend(
-                self.processes.values().filter(|it| it.stat.parent == parent && it.stat.pid != parent),
-            );
+        while let Some(parent) = found.get(next).map(|process| process.stat.pid) {
+            let children = self.children.get(&parent).into_iter().flatten().filter(|child| **child != parent);
+            found.extend(children.filter_map(|child| self.processes.get(child)));
             next += 1;
         }
         found
@@ -180,6 +205,11 @@ fn is_reaper(stat: &Stat) -> bool {
         .contains(&name)
         || name.starts_with("Relay(")
         || name.starts_with("SessionLeader")
+}
+
+/// The init of a container, which starts one thing and adopts the rest.
+fn is_containers(name: &str) -> bool {
+    ["tini", "dumb-init", "docker-init", "catatonit", "init"].contains(&name)
 }
 
 /// Returns whether a process of this name is one of ours that look after runs.
@@ -227,6 +257,8 @@ impl Process {
             cwd_deleted: named.is_some() && !PathBuf::from(&text).exists(),
             cwd: named.map(PathBuf::from).or(cwd),
             unit: unit_of(pid),
+            in_container: fs::read_link(format!("/proc/{pid}/ns/pid"))
+                .is_ok_and(|theirs| fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own != theirs)),
             agent: owner::agent_running_as(pid),
             command,
             stat,

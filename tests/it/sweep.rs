@@ -333,7 +333,6 @@ fn wrong_calls_of_sweep_end_nothing() {
     let place = Place::new();
     for words in [
         &["--only", "everything"][..],
-        &["--except", "no such thing"],
         &["--older-than", "yesterday"],
         &["--session", "0"],
         &["--session", "999999999"],
@@ -348,4 +347,74 @@ fn wrong_calls_of_sweep_end_nothing() {
         command.env("AGENT_RUN_SWEEP_PLACES", glob);
         finish(command).expect_code(2);
     }
+    place.run(&["sweep", "--yes", "--except", "no such run"]).expect_code(4);
+    let odd = place.run(&["sweep", "--install-timer", "--only", "orphan"]).expect_code(2);
+    assert_eq!(odd.stderr.lines().count(), 1, "{odd:?}");
+}
+
+#[test]
+fn what_a_container_is_for_is_no_leftover() {
+    let place = Place::new();
+    let script = r#"
+        printf tini > /proc/self/comm; cd /
+        orphan vite listen 127.0.0.1:8456 touch "$W/up-main" pause </dev/null >/dev/null 2>&1; until [ -s "$W/up-main" ]; do :; done
+        leftover flask listen 127.0.0.1:8457
+        $A sweep --yes --json; lives "$(cat "$W/up-main")" && echo main; lives "$(pid flask)" || echo flask
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert_eq!(&lines[1..], ["main", "flask"], "{done:#?}");
+    assert!(lines[0].contains("what this container is for"), "{done:#?}");
+}
+
+#[test]
+fn a_script_that_does_more_than_serve_is_not_taken_with_its_server() {
+    let place = Place::new();
+    let script = r#"
+        cd /; cat > "$W/work.sh" <<'END'
+bash -c 'exec -a vite "$M" listen 127.0.0.1:8456 touch "$W/up-vite" pause' &
+bash -c 'exec -a claude "$M" touch "$W/up-claude" pause' &
+wait
+END
+        setsid -f bash "$W/work.sh" </dev/null >/dev/null 2>&1
+        until [ -s "$W/up-vite" ] && [ -s "$W/up-claude" ]; do :; done
+        # An orchestrator that serves, with an agent below it.
+        leftover app.py listen 127.0.0.1:8457 child exec /bin/bash -c 'exec -a codex "$M" touch "$W/up-codex" pause' end
+        until [ -s "$W/up-codex" ]; do :; done
+        $A sweep --yes --suspects --quiet; for it in vite claude codex; do lives "$(cat "$W/up-$it")" && echo "$it"; done
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    assert_eq!(done.stdout, "vite\nclaude\ncodex\n", "{done:#?}");
+}
+
+#[test]
+fn where_an_agent_works_is_not_removed() {
+    let place = Place::new();
+    let script = r#"
+        mkdir -p "$W/real/web_deep/src" "$W/real/web_used" "$W/real/web_old"; ln -s real "$W/link"
+        echo x > "$W/real/web_deep/src/app.js"; touch -d '2 hours ago' "$W"/real/web_*
+        ( cd "$W/real/web_used"; exec "$M" touch "$W/up-used" pause ) & until [ -s "$W/up-used" ]; do :; done
+        touch -d '2 hours ago' "$W"/real/web_*
+        export AGENT_RUN_SWEEP_PLACES="$W/link/web_*"; $A sweep --yes --quiet; ls "$W/real"
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    assert_eq!(done.stdout, "web_deep\nweb_used\n", "{done:#?}");
+}
+
+#[test]
+fn a_server_that_its_agent_talks_to_is_spared_by_the_session_too() {
+    let place = Place::new();
+    let script = r#"
+        cd /; cat > "$W/agent.sh" <<'END'
+coproc { exec -a mcp-server "$M" touch "$W/up-mcp" pause; }
+bash -c 'exec -a vite "$M" listen 127.0.0.1:8456 touch "$W/up-vite" pause' </dev/null >/dev/null 2>&1 &
+wait
+END
+        ( export OPENCODE=1 OPENCODE_PID=$BASHPID; exec -a opencode bash "$W/agent.sh" ) &
+        agent=$!; until [ -s "$W/up-mcp" ] && [ -s "$W/up-vite" ]; do :; done
+        $A sweep --yes --session $agent --json; lives "$(cat "$W/up-mcp")" && echo mcp; lives "$(cat "$W/up-vite")" || echo vite
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert_eq!(&lines[1..], ["mcp", "vite"], "{done:#?}");
 }

@@ -9,22 +9,27 @@ use std::time::Duration;
 use super::args::SweepArgs;
 use super::person::AtTerminal;
 use super::printer::Printer;
+use super::root_for;
 use crate::exit;
 use crate::failure::Failure;
 use crate::lease::parse_duration;
 use crate::owner;
 use crate::port::claim::Person;
-use crate::run::{RunId, Verbosity};
+use crate::registry::seen;
+use crate::run::Verbosity;
 use crate::settings;
 use crate::sweep::plan::{Kind, Plan};
 use crate::sweep::{self, Options, Scope, apply};
 use crate::sys::process::{Pid, ProcessRef};
+use crate::sys::signal;
 
 /// What a monitor and a timer leave alone unless something else is said: nobody watches what they do.
 const UNWATCHED_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 pub(super) fn run(args: &SweepArgs, printer: &Printer) -> Result<u8, Failure> {
+    // Whoever called us may have ignored SIGCHLD; we wait for children.
+    signal::expect_children();
     let options = options(args)?;
     let interval = duration("--interval", args.interval.as_deref())?.unwrap_or(DEFAULT_INTERVAL);
     if args.uninstall_timer {
@@ -100,20 +105,15 @@ fn options(args: &SweepArgs) -> Result<Options, Failure> {
     }
     options.only = args.only.iter().map(|word| kind(word)).collect::<Result<_, _>>()?;
     for word in &args.except {
-        match (word.parse::<Pid>(), RunId::parse(word)) {
-            // Eight digits are an id as well as a number.
-            (Ok(pid), run) => {
+        match word.parse::<Pid>() {
+            // Digits may be the beginning of an id as well.
+            Ok(pid) => {
                 options.except_pids.push(pid);
-                options.except_runs.extend(run);
+                options
+                    .except_runs
+                    .extend(root_for(word).and_then(|root| Ok(seen::find(&root, word)?)).map(|run| run.id));
             }
-            (_, Some(run)) => options.except_runs.push(run),
-            _ => {
-                let shown = word.escape_debug();
-                return Err(Failure::usage(
-                    format!("--except: '{shown}' is no run's id and no pid"),
-                    "nothing was swept",
-                ));
-            }
+            Err(_) => options.except_runs.push(seen::find(&root_for(word)?, word)?.id),
         }
     }
     options.suspects = args.suspects || options.only.contains(&Kind::Suspect);
@@ -144,13 +144,13 @@ fn scope(who: &str) -> Result<Scope, Failure> {
                     "name its pid or its session",
                 )
             })?;
-            Ok(Scope::Process(ours.process.pid))
+            Ok(Scope::Process(ours.process.pid, ours.session))
         }
         (_, Ok(pid)) if ProcessRef::observe(pid).is_none() || pid <= 1 => Err(Failure::usage(
             format!("--session: there is no process {pid}"),
             "without --session, the leftovers of agents that are gone are swept",
         )),
-        (_, Ok(pid)) => Ok(Scope::Process(pid)),
+        (_, Ok(pid)) => Ok(Scope::Process(pid, None)),
         ("", _) => Err(Failure::usage("--session: it is empty", "write self, a pid or a session's id")),
         _ => Ok(Scope::Session(who.to_owned())),
     }

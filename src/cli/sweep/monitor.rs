@@ -8,6 +8,7 @@ use super::report;
 use crate::exit::Ending;
 use crate::failure::Failure;
 use crate::sweep::{self, Options, apply};
+use crate::sys::clock::BootTime;
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::waits;
 
@@ -23,7 +24,6 @@ pub(super) fn run(
     if interval < Duration::from_secs(1) {
         return Err(Failure::usage("--interval: less than a second is no pause", "write one like 10m"));
     }
-    signal::expect_children();
     signal::block_all();
     let queue = SignalQueue::open(&FATAL).map_err(|error| Failure {
         kind: "system",
@@ -41,11 +41,18 @@ pub(super) fn run(
                 printer.answer(&report::lines(&plan, &done).replace('\n', "; "));
             }
         }
-        // An error of waiting must not make us spin.
-        let came = waits::readable(queue.as_fd(), Some(interval)).unwrap_or(false);
-        if let Some(signal) = queue.next().filter(|_| came) {
-            return Ok(Ending::DieOf(signal).code())
-                .map(|code| if signal == Signal::TERM { 0 } else { code });
+        let next = BootTime::now() + interval;
+        while BootTime::now() < next {
+            // One wait lasts a minute at most.
+            let left = next.saturating_since(BootTime::now()).min(Duration::from_secs(60));
+            if waits::readable(queue.as_fd(), Some(left)).is_err() {
+                // Out of memory, for a moment: no reason to spin.
+                let _ = waits::any(&[], Some(Duration::from_secs(1)));
+            }
+            if let Some(signal) = queue.next() {
+                let code = Ending::DieOf(signal).code();
+                return Ok(if signal == Signal::TERM { 0 } else { code });
+            }
         }
     }
 }

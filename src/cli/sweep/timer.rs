@@ -21,13 +21,12 @@ pub(super) fn install(interval: Duration, older_than: Duration, printer: &Printe
     let age = format_duration(older_than);
     if !systemctl(&["show-environment"]) {
         printer.note("there is no systemd for this user; put this line into crontab -e:");
-        let minutes = (interval.as_secs() / 60).clamp(1, 59 * 60);
-        let when = if minutes < 60 {
-            format!("*/{minutes} * * * *")
-        } else {
-            format!("0 */{} * * *", (minutes / 60).min(23))
-        };
-        printer.answer(&format!("{when} {} sweep --yes --quiet --older-than {age}", quoted(&program)));
+        let when = cron(interval)?;
+        printer.answer(&format!(
+            "{when} {}{} sweep --yes --quiet --older-than {age}",
+            state().map_or(String::new(), |place| format!("{}={} ", vars::STATE_DIR, quoted(&place))),
+            quoted(&program)
+        ));
         return Ok(0);
     }
     let place = units()?;
@@ -66,6 +65,26 @@ pub(super) fn uninstall(printer: &Printer) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// The state directory, if it is not the usual one.
+fn state() -> Option<PathBuf> {
+    env::var_os(vars::STATE_DIR).filter(|place| !place.is_empty()).map(PathBuf::from)
+}
+
+/// Returns when, as crontab(5) can say it: so many minutes of each hour, or hours of each day.
+fn cron(interval: Duration) -> Result<String, Failure> {
+    let minutes = interval.as_secs() / 60;
+    match minutes {
+        1..60 if 60 % minutes == 0 => Ok(format!("*/{minutes} * * * *")),
+        60.. if minutes.is_multiple_of(60) && minutes / 60 <= 24 && 24 % (minutes / 60) == 0 => {
+            Ok(format!("0 */{} * * *", minutes / 60))
+        }
+        _ => Err(Failure::usage(
+            "--interval: crontab cannot say that",
+            "take a part of an hour or of a day, like 30m or 6h",
+        )),
+    }
+}
+
 fn systemctl(words: &[&str]) -> bool {
     let mut command = Command::new("systemctl");
     command.arg("--user").args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -83,7 +102,10 @@ fn units() -> Result<PathBuf, Failure> {
 fn service(program: &Path, age: &str) -> String {
     format!(
         "[Unit]\nDescription=Remove what coding agents have left over\n\n\
-         [Service]\nType=oneshot\nExecStart={} sweep --yes --quiet --older-than {age}\n",
+         [Service]\nType=oneshot\n{}ExecStart={} sweep --yes --quiet --older-than {age}\n",
+        state().map_or(String::new(), |place| {
+            format!("Environment={}={}\n", vars::STATE_DIR, quoted(&place))
+        }),
         quoted(program)
     )
 }
@@ -96,11 +118,15 @@ fn timer(interval: Duration) -> String {
     )
 }
 
-/// Quotes a path as systemd and a shell both read it.
+/// Quotes a path as systemd and a shell both read it; `%` begins a specifier for the one, and a new line in crontab.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c));
-    if plain { text } else { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) }
+    if plain {
+        text
+    } else {
+        format!("\"{}\"", text.replace('%', "%%").replace('\\', "\\\\").replace('"', "\\\""))
+    }
 }
 
 fn failed(what: &str, error: &io::Error) -> Failure {

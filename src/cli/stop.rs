@@ -5,10 +5,11 @@ use serde_json::Value;
 use super::args::StopArgs;
 use super::printer::Printer;
 use super::select::{self, Filter};
-use super::{root_for, view};
+use super::{root, root_for, view};
 use crate::exit;
 use crate::failure::Failure;
 use crate::lease::parse_duration;
+use crate::recover;
 use crate::registry::record::State;
 use crate::registry::seen::{self, SeenRun};
 use crate::run::RunId;
@@ -39,6 +40,10 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
         true => format!("{} had ended already", title(run)),
         false => outcome(run),
     });
+    if let Some(root) = root()? {
+        // What others have left behind goes too, in a process of its own.
+        recover::recover_all_now_and_then(&root);
+    }
     Ok(if remains { exit::SOMETHING_REMAINS } else { 0 })
 }
 

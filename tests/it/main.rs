@@ -7,6 +7,7 @@
 mod harness;
 
 mod architecture;
+mod asked;
 mod bad_input;
 mod clock;
 mod directory;

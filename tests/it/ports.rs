@@ -603,6 +603,12 @@ fn an_isolated_run_can_let_go_of_its_port() {
     let plain = format!("127.0.0.1:{port}");
     let words = ["--isolate", "pid", "--claim", "release", "--port", &port.to_string(), "--", misbehave()];
     place.run(&[&words[..], &["listen_plain", &plain, "exit", "4"]].concat()).expect_code(4);
+    // Nor does the namespace's first process hold what guard and supervisor hold.
+    let run = server(&place, &["--isolate", "pid"], port, "print up");
+    let shown = entry(&place.run(&["port", "show", &port.to_string(), "--json"]));
+    assert_eq!((&shown["claimed"], &shown["processes"]), (&true.into(), &serde_json::json!([])), "{shown}");
+    run.signal(Signal::TERM);
+    run.wait();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Carrying a plan out, and saying what came of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -83,19 +83,21 @@ fn end_all(items: Vec<Item>, grace: Duration) -> Vec<Done> {
     let (there, gone): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| still_holds(item, &later));
     let roots: Vec<_> = there.iter().flat_map(|item| item.members.iter().cloned()).collect();
     let (survivors, killed) = end_trees(&roots, Signal::TERM, grace);
-    let (mut killed, mut survivors) = (killed, survivors);
+    let mut survivors = survivors;
     let mut done: Vec<Done> = Vec::new();
     let count = there.len();
+    let all: HashSet<i32> = there.iter().flat_map(|item| item.pids.iter().copied()).collect();
     for (index, item) in there.into_iter().enumerate() {
         // Who was forked later, or became another user's, is told with the last.
-        let is_its = |pid: &i32| item.pids.contains(pid) || index + 1 == count;
+        let known = |pid: &i32| all.contains(pid);
+        let is_its = |pid: &i32| item.pids.contains(pid) || index + 1 == count && !known(pid);
         let (its, others): (Vec<_>, Vec<_>) = survivors.into_iter().partition(|left| is_its(&left.pid));
         survivors = others;
         let left: Vec<String> =
             its.iter().map(|left| format!("pid {} ({})", left.pid, left.command.escape_debug())).collect();
         let remains = (!left.is_empty()).then(|| format!("could not be ended: {}", left.join(", ")));
-        // They were ended together; how many needed more is told with the first.
-        done.push(Done { item, killed: std::mem::take(&mut killed), removed_bytes: 0, remains });
+        let by_force = killed.iter().filter(|pid| is_its(pid)).count() as u32;
+        done.push(Done { item, killed: by_force, removed_bytes: 0, remains });
     }
     let changed = |item: Item| {
         let remains = Some("it is not what it was any more, and was left alone".to_owned());

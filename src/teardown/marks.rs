@@ -94,11 +94,11 @@ impl Marks {
         // What was stopped by us must be able to heed a signal.
         let _ = self.leaf.as_ref().map(|leaf| leaf.freeze(false));
         let kill = || drop(self.leaf.as_ref().map(Leaf::kill));
-        let ended = pursue(&|found| self.find(found), &kill, signal, grace);
-        if ended.0.is_empty() {
+        let (survivors, killed) = pursue(&|found| self.find(found), &kill, signal, grace);
+        if survivors.is_empty() {
             // Empty, so it can go; if something has just been put in there, the next one removes it.
             let _ = self.leaf.as_ref().map(Leaf::remove);
         }
-        ended
+        (survivors, killed.len() as u32)
     }
 }

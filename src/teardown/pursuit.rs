@@ -92,20 +92,20 @@ impl Found {
 }
 
 /// Ends whom `find` finds, again and again: politely with `signal`, after `grace` by SIGKILL and by `kill`, whatever that
-/// does at once. Returns what is left, and how many needed SIGKILL.
+/// does at once. Returns what is left, and who needed SIGKILL.
 pub fn pursue(
     find: &dyn Fn(&mut Found),
     kill: &dyn Fn(),
     signal: Signal,
     grace: Duration,
-) -> (Vec<Survivor>, u32) {
+) -> (Vec<Survivor>, Vec<Pid>) {
     let mut progress = Progress::begin(grace, BootTime::now());
     let (mut asked, mut killed) = (Vec::new(), Vec::new());
     let mut found = Found::default();
     loop {
         find(&mut found);
         if found.0.is_empty() {
-            return (Vec::new(), killed.len() as u32);
+            return (Vec::new(), pids(killed));
         }
         match progress.due(BootTime::now()) {
             Due::Nothing if !progress.is_killing() => found.send_once(&mut asked, &[signal, Signal::CONT]),
@@ -114,14 +114,18 @@ pub fn pursue(
                 found.send_once(&mut killed, &[Signal::KILL]);
                 kill();
             }
-            Due::GiveUp => return (found.survivors(), killed.len() as u32),
+            Due::GiveUp => return (found.survivors(), pids(killed)),
         }
         found.wait_for_a_death(progress.wake_at());
     }
 }
 
+fn pids(identities: Vec<(Pid, u64)>) -> Vec<Pid> {
+    identities.into_iter().map(|(pid, _)| pid).collect()
+}
+
 /// Ends the processes `roots`, each only if it is still the one that is meant, and all that descends from them.
-pub fn end_trees(roots: &[ProcessRef], signal: Signal, grace: Duration) -> (Vec<Survivor>, u32) {
+pub fn end_trees(roots: &[ProcessRef], signal: Signal, grace: Duration) -> (Vec<Survivor>, Vec<Pid>) {
     let is_root = |pid: Pid| roots.iter().any(|root| root.pid == pid && root.pin().is_some());
     pursue(&|found| found.search(&is_root), &|| (), signal, grace)
 }

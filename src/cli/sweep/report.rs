@@ -125,6 +125,9 @@ fn line(done: &Done) -> String {
     match (remains, item.kind) {
         (Some(why), _) => format!("still there: {name}: {}", why),
         (None, Kind::Directory) => format!("removed {name} ({})", format_size(done.removed_bytes)),
+        (None, _) if done.killed > 0 => {
+            format!("ended {name} by force ({} needed SIGKILL), {} old", done.killed, view::brief(item.age))
+        }
         (None, _) => format!("ended {name}, {} old", view::brief(item.age)),
     }
 }
@@ -170,6 +173,7 @@ fn item_json(item: &Item) -> Value {
 
 fn done_json(done: &Done) -> Value {
     let mut value = item_json(&done.item);
+    value["killed"] = json!(done.killed);
     value["removed_bytes"] = json!(done.removed_bytes);
     value["remains"] = json!(done.remains);
     value

@@ -42,10 +42,14 @@ impl Found {
                 self.0.insert(stat.pid, Pinned { stat: stat.clone(), pidfd });
             }
         }
-        while let Some(heir) =
-            candidates.clone().filter(|stat| !self.0.contains_key(&stat.pid)).find_map(|stat| self.heir(stat))
-        {
-            self.0.insert(heir.stat.pid, heir);
+        // One generation after the other: each is found by the one before.
+        loop {
+            let unknown = candidates.clone().filter(|stat| !self.0.contains_key(&stat.pid));
+            let heirs: Vec<Pinned> = unknown.filter_map(|stat| self.heir(stat)).collect();
+            if heirs.is_empty() {
+                break;
+            }
+            self.0.extend(heirs.into_iter().map(|heir| (heir.stat.pid, heir)));
         }
         self.0.retain(|_, pinned| pinned.pidfd.is_alive());
     }

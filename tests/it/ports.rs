@@ -643,9 +643,10 @@ fn who_only_waited_for_the_port_was_started_by_nobody_again() {
     let (port, go) = (place.port(), place.text("go"));
     // Both below one shell: the second takes the port when the first has let go of it.
     let wait = format!(
-        "until {} listen 127.0.0.1:{port} touch {} pause >/dev/null; do :; done",
-        misbehave(),
-        place.text("second")
+        "{{ {helper} await {up}; until {helper} listen 127.0.0.1:{port} touch {} pause >/dev/null; do :; done; }}",
+        place.text("second"),
+        helper = misbehave(),
+        up = place.text("up")
     );
     let script = format!(
         "{} listen 127.0.0.1:{port} touch {} pause & {wait} & wait; touch {go}",

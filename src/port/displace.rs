@@ -445,6 +445,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whoever_has_the_number_by_now_is_not_signalled() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let seen = Process::look(child.id() as Pid).unwrap();
+        let identity = &seen.process;
+        let another = ProcessRef {
+            start_time: identity.start_time + 1,
+            inode: identity.inode.map(|inode| inode + 1),
+            pid: identity.pid,
+        };
+        let stranger = Process { process: another, ..seen.clone() };
+        let (ended, failed) = end_processes(&[stranger], None, Some(Duration::ZERO));
+        assert!(ended.is_empty() && failed.is_empty());
+        assert!(child.try_wait().unwrap().is_none());
+        // Nor one that does not hold the port any more.
+        let (ended, _) = end_processes(std::slice::from_ref(&seen), Some(1), Some(Duration::ZERO));
+        assert!(ended.is_empty() && child.try_wait().unwrap().is_none());
+        let (ended, _) = end_processes(&[seen], None, Some(Duration::ZERO));
+        assert_eq!(ended.len(), 1);
+        child.wait().unwrap();
+    }
+
+    #[test]
     fn watchers_by_trade_are_known() {
         let table: [(&[&str], bool); 6] = [
             (&["node", "/x/node_modules/.bin/nodemon", "server.js"], true),

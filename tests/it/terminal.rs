@@ -357,6 +357,7 @@ fn nohup_outlives_the_terminal() {
         let mut pty = Pty::shell(&place, shell);
         pty.line("nohup $RUN --name kept $HELPER touch ../ready pause >/dev/null 2>&1 &");
         place.wait_for_file("ready");
+        place.wait_for_record("it is entered", |record| record["state"] == "running");
         pty.hang_up();
         assert!(place.run(&["status", "kept"]).expect_code(0).stdout.contains("running"));
         place.run(&["stop", "kept"]).expect_code(0);

@@ -62,9 +62,12 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Returns whether nobody can be seen who has it.
+    /// Returns whether nobody can be seen who has it; who passes a container's port on only stands in for somebody
+    /// else.
     pub fn is_ghost(&self) -> bool {
-        self.run.is_none() && self.processes.iter().all(|process| process.is_zombie)
+        const PROXIES: [&str; 5] = ["docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta"];
+        let unseen = |process: &Process| process.is_zombie || PROXIES.contains(&process.name.as_str());
+        self.run.is_none() && self.processes.iter().all(unseen)
     }
 }
 

@@ -394,6 +394,13 @@ fn a_zombie_leader_with_live_threads_is_a_ghost() {
     assert_eq!(freed["killed"], serde_json::json!([]), "{freed}");
     assert!(!freed["diagnostics"].as_array().unwrap().is_empty());
     end(holder);
+    // One that passes a container's port on is protected, and no more to be seen through.
+    let place = Place::new();
+    let proxy = stranger(&place, &format!("name docker-proxy listen 127.0.0.1:{port}"));
+    let freed = entry(&place.run(&["port", "free", &port.to_string(), "--json"]).expect_code(1));
+    assert_eq!((&freed["status"], &freed["ghost"]), (&"ghost".into(), &true.into()), "{freed}");
+    assert!(!is_dead(proxy.pid()));
+    end(proxy);
 }
 
 #[test]

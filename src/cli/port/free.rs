@@ -217,7 +217,7 @@ fn document(freed: &Freed) -> Value {
         "status": status.word(),
         "killed": pids(dead.filter_map(|(process, _)| process.as_ref())),
         "failed": pids(outcome.failed.iter().filter_map(|(process, _)| process.as_ref())),
-        "ghost": outcome.spared.iter().any(|(_, why)| matches!(why, Spared::Unseen { .. })),
+        "ghost": outcome.remaining.iter().any(Holder::is_ghost),
         "still_listening": outcome.remaining.iter().any(|it| it.socket.state == State::Listening),
         "remaining_pids": pids(outcome.remaining.iter().flat_map(|holder| &holder.processes)),
         "diagnostics": diagnostics.iter().map(finding_json).collect::<Vec<_>>(),

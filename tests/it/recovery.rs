@@ -14,11 +14,11 @@ fn orphan(place: &Place, options: &[&str], script: &str) {
     place.wait_for_file("ready");
     let record = place.wait_for_record("it runs", |record| record["state"] == "running");
     let supervisor = Pidfd::open(record["supervisor"]["pid"].as_i64().unwrap() as i32).unwrap();
-    // A stopped supervisor cannot see the guard's end.
-    supervisor.send(Signal::parse("STOP").unwrap()).unwrap();
-    guard.signal(Signal::KILL);
+    // Neither may see the other's end.
+    guard.freeze();
     supervisor.send(Signal::KILL).unwrap();
     wait_until("the supervisor is dead", || !supervisor.is_alive());
+    guard.signal(Signal::KILL);
     // The guard's zombie goes with this; what it started may hold its output.
     guard.forget();
     // A launch looks for orphans at most once in ten seconds; that time is over.

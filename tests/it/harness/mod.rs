@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use nix::sys::ptrace;
+use nix::sys::wait::waitpid;
 use serde_json::Value;
 
 /// Longer than anything takes on a loaded machine.
@@ -319,6 +321,15 @@ impl Running {
     pub(crate) fn signal(&self, signal: agent_run::Signal) {
         // Our own child, not yet waited for.
         agent_run::sys::process::signal_own_child(self.pid(), signal).unwrap();
+    }
+
+    /// Holds it as a debugger does: to everybody else, its parent and its children included, it looks as if it ran.
+    #[track_caller]
+    pub(crate) fn freeze(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.pid());
+        ptrace::seize(pid, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(pid).unwrap();
+        waitpid(pid, None).unwrap();
     }
 
     /// Reaps it, without a look at its outputs.

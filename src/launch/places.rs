@@ -69,6 +69,10 @@ fn may_displace(spec: &RunSpec, run: &SeenRun, person: &dyn Person) -> Result<()
     if holders::is_around(run, &ours) || rundir::parents_from_environment().contains(&run.id) {
         return Err(LaunchError::OwnName { name: name(), run: run.id.clone() });
     }
+    // What nobody answers for any more is not in the way: it is ended first.
+    if run.state == State::Orphaned {
+        return Ok(());
+    }
     let stranger = run.record.as_ref().ok().and_then(owner::stranger_of).filter(|_| !spec.steal);
     if let Some(owner) = stranger {
         return Err(LaunchError::OthersName {
@@ -77,10 +81,8 @@ fn may_displace(spec: &RunSpec, run: &SeenRun, person: &dyn Person) -> Result<()
             owner: owner::title(&owner),
         });
     }
-    // What nobody answers for any more is not in the way: it is ended first.
-    let agreed = run.state == State::Orphaned
-        || spec.force
-        || person.agrees(&format!("the name {} is that of run {}; end it?", name(), run.id));
+    let agreed =
+        spec.force || person.agrees(&format!("the name {} is that of run {}; end it?", name(), run.id));
     match agreed {
         true => Ok(()),
         false => Err(LaunchError::NameHeld { name: name(), run: run.id.clone() }),

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use super::displace::{self, Agreed, Means, Outcome, Registry};
+use super::displace::{self, Agreed, Failed, Means, Outcome, Registry};
 use super::holders::{self, Holder, Search};
 use super::verdict::{Spared, Verdict, judge};
 use super::words;
 use crate::ports::{PortChoice, PortRange};
+use crate::registry::record;
 use crate::registry::seen::SeenRun;
 use crate::sys::sockets::{self, State};
 use crate::sys::tcp::{self, Reservation};
@@ -121,7 +121,7 @@ pub fn claim(
     for (index, choice) in choices.iter().enumerate() {
         taken[index] = match (taken[index].take(), choice) {
             (None, PortChoice::Range(range)) => Some(first_of(*range)?),
-            (None, PortChoice::Auto) => Some(any(policy.range)?),
+            (None, PortChoice::Auto) => Some(any(&mut policy.range.ports())?),
             (before, _) => before,
         };
     }
@@ -132,15 +132,16 @@ pub fn claim(
 }
 
 /// Takes the first free port of `range`.
-pub fn first_of(range: PortRange) -> Result<Reservation, ClaimError> {
+fn first_of(range: PortRange) -> Result<Reservation, ClaimError> {
     first_free(range.ports())?.ok_or(ClaimError::NoneFree(range))
 }
 
-/// Takes the first free port of `range`, else any that the kernel has.
-pub fn any(range: PortRange) -> Result<Reservation, ClaimError> {
+/// Takes the first free port of `ports` that the administrator has not kept from automatic use, else any that the kernel
+/// has.
+fn any(ports: &mut dyn Iterator<Item = u16>) -> Result<Reservation, ClaimError> {
     let kept = tcp::reserved();
     let is_kept = |port: u16| kept.iter().any(|(low, high)| (*low..=*high).contains(&port));
-    match first_free(range.ports().filter(|port| !is_kept(*port)))? {
+    match first_free(ports.filter(|port| !is_kept(*port)))? {
         Some(taken) => Ok(taken),
         None => Reservation::take(0).map_err(|error| refused(0, error)),
     }
@@ -148,18 +149,12 @@ pub fn any(range: PortRange) -> Result<Reservation, ClaimError> {
 
 /// Takes `count` free ports of `range`; above them any that the kernel has, unless they must be `within`.
 pub fn several(count: usize, range: PortRange, within: bool) -> Result<Vec<Reservation>, ClaimError> {
-    let kept = tcp::reserved();
-    let is_kept = |port: &u16| !within && kept.iter().any(|(low, high)| (low..=high).contains(&port));
-    let mut ports = range.ports().filter(|port| !is_kept(port));
-    let mut taken = Vec::new();
-    while taken.len() < count {
-        taken.push(match first_free(&mut ports)? {
-            Some(free) => free,
-            None if within => return Err(ClaimError::NoneFree(range)),
-            None => Reservation::take(0).map_err(|error| refused(0, error))?,
-        });
-    }
-    Ok(taken)
+    let mut ports = range.ports();
+    let mut next = || match within {
+        true => first_free(&mut ports)?.ok_or(ClaimError::NoneFree(range)),
+        false => any(&mut ports),
+    };
+    (0..count).map(|_| next()).collect()
 }
 
 fn first_free(ports: impl Iterator<Item = u16>) -> Result<Option<Reservation>, ClaimError> {
@@ -221,7 +216,7 @@ fn fall_back(
     policy: &Policy,
     person: &dyn Person,
 ) -> Result<Reservation, ClaimError> {
-    let next = fallback(port, policy)?;
+    let next = any(&mut (port.saturating_add(1)..=u16::MAX).chain(policy.range.ports()))?;
     person.hears(&format!("{why}; port {} was taken instead", next.port()));
     Ok(next)
 }
@@ -242,11 +237,12 @@ fn contested(port: u16, policy: &Policy, person: &dyn Person) -> Result<Step, Cl
     let context = policy.means.context(&holders, &runs);
     let verdicts: Vec<Verdict> = holders.iter().flat_map(|holder| judge(holder, &context)).collect();
     let spared = verdicts.iter().find_map(|verdict| match verdict {
+        // A server that is just about to listen is looked at again.
+        Verdict::Spare(_, Spared::NotListening) if policy.force => None,
         Verdict::Spare(_, why) => Some(why.clone()),
         _ => None,
     });
-    // A server that is just about to listen is looked at again.
-    if let Some(why) = spared.filter(|why| *why != Spared::NotListening || !policy.force) {
+    if let Some(why) = spared {
         let who = words::who(first, &runs);
         return Err(match policy.force {
             true => ClaimError::Spared { port, who, why },
@@ -286,16 +282,6 @@ impl Fight {
     }
 }
 
-fn fallback(port: u16, policy: &Policy) -> Result<Reservation, ClaimError> {
-    let above: RangeInclusive<u16> = port.saturating_add(1)..=u16::MAX;
-    let kept = tcp::reserved();
-    let is_kept = |port: u16| kept.iter().any(|(low, high)| (*low..=*high).contains(&port));
-    match first_free(above.filter(|port| !is_kept(*port)))? {
-        Some(taken) => Ok(taken),
-        None => any(policy.range),
-    }
-}
-
 /// After its holder has ended, a port may be in use for another moment: of dying processes, of connections.
 fn take_when_free(
     port: u16,
@@ -314,7 +300,8 @@ fn take_when_free(
         if sockets::list(&holders::HOLDING, Some(port)).is_ok_and(|holders| holders.is_empty()) {
             return over_closed(port, &registry.runs(), person);
         }
-        if begun.elapsed() > PATIENCE || outcome.watcher.is_some() {
+        let came_back = outcome.watcher.is_some() && !outcome.remaining.is_empty();
+        if begun.elapsed() > PATIENCE || came_back {
             return Err(ClaimError::NotFreed { port, why: why_not(outcome) });
         }
         let _ = crate::sys::waits::any(&[], Some(Duration::from_millis(10)));
@@ -322,14 +309,14 @@ fn take_when_free(
 }
 
 fn why_not(outcome: &Outcome) -> String {
-    if let Some(watcher) = &outcome.watcher {
+    if let Some(watcher) = outcome.watcher.as_ref().filter(|_| !outcome.remaining.is_empty()) {
         return format!("{} starts its holder again; end that first", words::process(watcher));
     }
     if let Some((process, why)) = outcome.spared.first() {
         let who = process.as_ref().map_or("its holder".to_owned(), words::process);
         return format!("{who} is left alone: {why}");
     }
-    if let Some((process, why)) = outcome.failed.first() {
+    if let Some(Failed { process, why, .. }) = outcome.failed.first() {
         return process.as_ref().map_or(why.clone(), |process| format!("{}: {why}", words::process(process)));
     }
     "it was taken again at once".to_owned()
@@ -339,7 +326,11 @@ fn why_not(outcome: &Outcome) -> String {
 /// plain that nothing else keeps it: bound this way, it does not keep out another one that does the same, and before
 /// Linux 6.8 a claim that does not listen yet is not listed.
 fn over_closed(port: u16, runs: &[SeenRun], person: &dyn Person) -> Result<Reservation, ClaimError> {
-    let claims = |run: &SeenRun| run.record.as_ref().is_ok_and(|record| record.ports.contains(&port));
+    // Whose keepers are dead, that claims nothing any more.
+    let claims = |run: &SeenRun| {
+        run.state != record::State::Orphaned
+            && run.record.as_ref().is_ok_and(|record| record.ports.contains(&port))
+    };
     if let Some(run) = runs.iter().find(|run| claims(run)) {
         return Err(held(port, &format!("run {} (its claim)", run.id)));
     }

@@ -93,8 +93,8 @@ pub enum How {
 pub struct Outcome {
     /// Who was ended, and how; of a run that only claimed the port no process.
     pub ended: Vec<(Option<Process>, How)>,
-    /// Who should have been, and why not.
-    pub failed: Vec<(Option<Process>, String)>,
+    /// Who should have been, and was not.
+    pub failed: Vec<Failed>,
     /// Who was left alone, and why.
     pub spared: Vec<(Option<Process>, Spared)>,
     /// Who holds the port now.
@@ -103,6 +103,17 @@ pub struct Outcome {
     pub watcher: Option<Process>,
     /// Whether that one may be ended.
     pub watcher_may_end: bool,
+}
+
+/// Somebody who could not be ended.
+#[derive(Debug)]
+pub struct Failed {
+    /// The process; of a run one that holds the port, if any does.
+    pub process: Option<Process>,
+    /// The run.
+    pub run: Option<RunId>,
+    /// Why not.
+    pub why: String,
 }
 
 /// Grace of a process that is no run of ours.
@@ -178,6 +189,8 @@ pub fn make_room(port: u16, means: &Means, registry: &Registry) -> io::Result<Ou
             if !holders.is_empty() || !watchers.start_it_again(port)? {
                 break;
             }
+            // One that comes and goes must not keep us for ever.
+            round += 1;
             continue;
         }
         round += 1;
@@ -206,7 +219,10 @@ pub fn make_room(port: u16, means: &Means, registry: &Registry) -> io::Result<Ou
                     let by_force = end.is_some_and(|end| end.killed > 0);
                     outcome.ended.push((first, How::WithRun { run, by_force }));
                 }
-                Err(error) => outcome.failed.push((first, format!("run {run}: {error}"))),
+                Err(error) => {
+                    let why = format!("run {run}: {error}");
+                    outcome.failed.push(Failed { process: first, run: Some(run), why });
+                }
             }
         }
     }
@@ -232,8 +248,11 @@ fn is_between(holder: &Holder) -> bool {
 impl Outcome {
     fn note(&mut self, (ended, failed): (Vec<(Process, How)>, Vec<Process>)) {
         self.ended.extend(ended.into_iter().map(|(process, how)| (Some(process), how)));
-        let why = || "it could not be ended".to_owned();
-        self.failed.extend(failed.into_iter().map(|process| (Some(process), why())));
+        self.failed.extend(failed.into_iter().map(|process| Failed {
+            process: Some(process),
+            run: None,
+            why: "it could not be ended".to_owned(),
+        }));
     }
 }
 
@@ -249,12 +268,7 @@ impl Plan {
     /// Whom we have failed to end once, we do not try again.
     fn of(holders: &[Holder], context: &Context, means: &Means, before: &Outcome) -> Plan {
         let mut plan = Plan::default();
-        let failed = |process: &Process| {
-            before
-                .failed
-                .iter()
-                .any(|(other, _)| other.as_ref().is_some_and(|it| it.process == process.process))
-        };
+        let failed = |process: &Process| before.failed.iter().any(|it| it.process.as_ref() == Some(process));
         for holder in holders {
             let verdicts = judge(holder, context).into_iter();
             for verdict in verdicts.filter(|it| means.agreed.as_ref().is_none_or(|agreed| agreed.has(it))) {
@@ -263,7 +277,7 @@ impl Plan {
                     Verdict::End(process) => plan.processes.push(process),
                     Verdict::EndRun(run) => {
                         let first = holder.processes.first().cloned();
-                        let tried = before.failed.iter().any(|(_, why)| why.contains(run.as_str()));
+                        let tried = before.failed.iter().any(|it| it.run.as_ref() == Some(&run));
                         match plan.runs.iter_mut().find(|(known, _)| *known == run) {
                             Some((_, known)) => *known = known.take().or(first),
                             None if !tried => plan.runs.push((run, first)),

@@ -106,7 +106,10 @@ impl fmt::Display for Spared {
             Spared::OtherOwner { run, owner } => {
                 write!(f, "it is run {run} of {owner}, who is alive; --steal takes it all the same")
             }
-            Spared::Unseen { uid } => write!(f, "no process of it can be seen (it was made by user {uid})"),
+            Spared::Unseen { uid } => {
+                let user = files::user_name(*uid).unwrap_or_else(|| uid.to_string());
+                write!(f, "no process of it can be seen (it was made by user {user})")
+            }
         }
     }
 }

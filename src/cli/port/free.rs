@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::lease::parse_duration;
 use crate::port::claim::Person;
 use crate::port::diagnose::diagnose;
-use crate::port::displace::{Agreed, How, Means, Outcome, Registry};
+use crate::port::displace::{Agreed, Failed, How, Means, Outcome, Registry};
 use crate::port::free::{Freed, Status, free};
 use crate::port::holders::{self, Holder, Process, Search};
 use crate::port::verdict::{Spared, Verdict, judge};
@@ -216,7 +216,7 @@ fn document(freed: &Freed) -> Value {
         "port": port,
         "status": status.word(),
         "killed": pids(dead.filter_map(|(process, _)| process.as_ref())),
-        "failed": pids(outcome.failed.iter().filter_map(|(process, _)| process.as_ref())),
+        "failed": pids(outcome.failed.iter().filter_map(|failed| failed.process.as_ref())),
         "ghost": outcome.remaining.iter().any(Holder::is_ghost),
         "still_listening": outcome.remaining.iter().any(|it| it.socket.state == State::Listening),
         "remaining_pids": pids(outcome.remaining.iter().flat_map(|holder| &holder.processes)),
@@ -230,7 +230,7 @@ fn document(freed: &Freed) -> Value {
 fn line(freed: &Freed) -> String {
     let Freed { port, status, outcome, diagnostics } = freed;
     let mut text = format!("{port} {}", status.word());
-    for (process, why) in &outcome.failed {
+    for Failed { process, why, .. } in &outcome.failed {
         let who = process.as_ref().map_or(String::new(), |process| format!("{}: ", words::process(process)));
         text.push_str(&format!("\n     {who}{why}"));
     }

@@ -24,7 +24,7 @@
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
 //! [`settings`], [`failure`] → [`sweep`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
-//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`ports`], [`lease`], [`mod@env`] → [`sys`].
+//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`ports`], [`programs`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
 //!
@@ -58,6 +58,7 @@ pub mod limits;
 pub mod owner;
 pub mod port;
 pub mod ports;
+pub mod programs;
 pub mod recover;
 pub mod registry;
 pub mod run;

@@ -3,12 +3,12 @@
 
 use std::collections::HashSet;
 use std::env;
-use std::fs;
 use std::path::Path;
 
+use crate::programs;
 use crate::registry::record::{Owner, Record};
 use crate::run::OwnerChoice;
-use crate::sys::process::{self, Pid, Pidfd, ProcessRef, Stat};
+use crate::sys::process::{self, Environment, Pid, Pidfd, ProcessRef, Stat};
 
 /// A coding agent, by what it sets for its commands (presence counts, not the value) and by its program.
 struct Agent {
@@ -56,9 +56,6 @@ const AGENTS: [Agent; 17] = [
     agent("agent", &["AI_AGENT"], &[]),
     agent("agent", &["AGENT"], &[]),
 ];
-
-/// Adopts orphans of everybody, so being above us says nothing.
-const REAPERS: [&str; 3] = ["systemd", "init", "launchd"];
 
 /// The owner that was asked for is not there.
 #[derive(Debug, thiserror::Error)]
@@ -209,9 +206,7 @@ struct Ancestor {
 
 impl Ancestor {
     fn names_of(pid: Pid) -> Vec<String> {
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words =
-            words.split(|byte| *byte == 0).take(8).map(|word| String::from_utf8_lossy(word).into_owned());
+        let words = process::command_line(pid).into_iter().take(8);
         // The program, and the script that it runs: `node --no-warnings /x/agent`.
         let words = words.enumerate().filter(|(at, word)| *at == 0 || !word.starts_with('-')).take(2);
         let words = words.map(|(_, word)| word);
@@ -225,13 +220,12 @@ impl Ancestor {
             let name = entry.split(|byte| *byte == b'=').next().unwrap_or_default();
             String::from_utf8_lossy(name).into_owned()
         };
-        let environment = fs::read(format!("/proc/{pid}/environ")).ok();
-        let variables = environment.map(|text| text.split(|byte| *byte == 0).map(name_of).collect());
+        let variables = Environment::of(pid).map(|all| all.entries().map(name_of).collect());
         Ancestor { pid, names: Ancestor::names_of(pid), variables }
     }
 
     fn is_reaper(&self) -> bool {
-        self.pid == 1 || self.names.iter().any(|name| REAPERS.contains(&name.as_str()))
+        self.pid == 1 || self.names.iter().any(|name| programs::is_reaper(name))
     }
 }
 

@@ -227,8 +227,8 @@ struct Prepared {
     senses: Senses,
     lifelines: Option<Lifelines>,
     keeper: Option<Keeper>,
-    /// Ends when the guard has let go of the claims.
-    letting_go: (PipeReader, PipeWriter),
+    /// Ends when the guard has let go of the claims; where it is to do that.
+    letting_go: Option<(PipeReader, PipeWriter)>,
 }
 
 /// What the run holds beyond its directory.
@@ -272,7 +272,8 @@ fn prepare(spec: &RunSpec, run: &LiveRun, log: Option<&File>) -> Result<Prepared
     let senses = Senses::open().map_err(system("open a signal queue"))?;
     let isolated = spec.isolation == Isolation::Pid;
     let lifelines = isolated.then(Lifelines::new).transpose().map_err(system("make a pipe"))?;
-    let letting_go = io::pipe().map_err(system("make a pipe"))?;
+    let lets_go = !spec.ports.is_empty() && spec.claim == ClaimMode::Release;
+    let letting_go = lets_go.then(io::pipe).transpose().map_err(system("make a pipe"))?;
     Ok(Prepared { links, senses, lifelines, keeper: Keeper::open(), letting_go })
 }
 
@@ -286,7 +287,7 @@ fn start(
     let Files { log, events, started } = files;
     let Held { owner, cell, mut claims } = held;
     let Prepared { links: (guards_link, supervisors_link), senses, lifelines, keeper, letting_go } = prepared;
-    let (guard_let_go, released) = letting_go;
+    let (guard_let_go, released) = letting_go.unzip();
     let spec_claim = spec.claim;
     let forked = match spawn::fork() {
         Ok(forked) => forked,

@@ -1,8 +1,6 @@
 //! What a run takes that others may have: its ports, its name. Whatever refuses does so before somebody is
 //! ended for it.
 
-use std::collections::HashSet;
-
 use super::LaunchError;
 use crate::owner;
 use crate::port::claim::{self, Person, Policy};
@@ -65,7 +63,7 @@ fn named_run(root: &Root, spec: &RunSpec) -> Option<SeenRun> {
 /// Refuses unless the run that has the name may be ended, and whoever can say so has.
 fn may_displace(spec: &RunSpec, run: &SeenRun, person: &dyn Person) -> Result<(), LaunchError> {
     let name = || spec.name.clone().unwrap_or_default();
-    let ours: HashSet<_> = process::ancestors().into_iter().chain([process::own_pid()]).collect();
+    let ours = process::own_line();
     if holders::is_around(run, &ours) || rundir::parents_from_environment().contains(&run.id) {
         return Err(LaunchError::OwnName { name: name(), run: run.id.clone() });
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::holders::{self, Holder, Process, Search};
 use super::verdict::{Context, Spared, Verdict, judge, refusal};
 use crate::owner;
+use crate::programs;
 use crate::registry::root::Root;
 use crate::registry::seen::{self, SeenRun};
 use crate::run::RunId;
@@ -152,7 +153,7 @@ impl Means {
             runs.iter().filter(|run| holding.contains(&run.id)).filter_map(|run| run.record.as_ref().ok());
         let strangers = records
             .filter_map(|record| Some((record.id.clone(), owner::title(&owner::stranger_of(record)?))));
-        let ours: HashSet<Pid> = process::ancestors().into_iter().chain([process::own_pid()]).collect();
+        let ours: HashSet<Pid> = process::own_line();
         // Whose guard stands above us; the environment may have been cleared on the way.
         let around = runs.iter().filter(|run| holders::is_around(run, &ours)).map(|run| run.id.clone());
         let within = around.chain(rundir::parents_from_environment()).collect();
@@ -374,7 +375,7 @@ impl Watchers {
     fn note(&mut self, processes: &[Process], context: &Context) {
         let ended: HashSet<Pid> = processes.iter().map(|process| process.process.pid).collect();
         for pid in processes.iter().flat_map(|process| {
-            let is_end = |pid: &Pid| *pid <= 1 || context.ours.contains(pid) || is_reaper(*pid);
+            let is_end = |pid: &Pid| *pid <= 1 || context.ours.contains(pid) || adopts(*pid);
             process::ancestors_of(process.process.pid).into_iter().take_while(move |pid| !is_end(pid))
         }) {
             if let Some((identity, _)) = ProcessRef::observe(pid).filter(|_| !ended.contains(&pid)) {
@@ -387,7 +388,7 @@ impl Watchers {
     fn by_trade(&self) -> Option<Process> {
         self.known.values().find_map(|known| {
             let process = Process::look(known.pid).filter(|process| process.process == *known)?;
-            is_watcher_by_trade(&process.command).then_some(process)
+            programs::is_watcher(&process.command).then_some(process)
         })
     }
 
@@ -419,39 +420,18 @@ impl Watchers {
     }
 }
 
-fn is_reaper(pid: Pid) -> bool {
-    Stat::read(pid).is_none_or(|stat| stat.comm == "systemd" || stat.comm == "init")
+fn adopts(pid: Pid) -> bool {
+    Stat::read(pid).is_none_or(|stat| programs::is_reaper(&stat.comm))
 }
 
 /// A shell that somebody sits at starts nothing by itself again, and an agent is not ended for a port.
 fn may_end_watcher(watcher: &Process, context: &Context) -> bool {
     let pid = watcher.process.pid;
     let at_terminal = Stat::read(pid).is_some_and(|stat| stat.terminal != 0);
-    let is_shell = ["sh", "bash", "dash", "zsh", "fish", "ksh"].contains(&watcher.name.as_str());
-    let runs_script = watcher.command.iter().skip(1).any(|word| !word.starts_with('-') || word == "-c");
-    let is_interactive = at_terminal && is_shell && !runs_script;
+    let command = &watcher.command;
+    let is_interactive =
+        at_terminal && programs::is_shell(command) && !programs::is_shell_with_script(command);
     refusal(watcher, context).is_none() && !is_interactive && owner::agent_running_as(pid).is_none()
-}
-
-/// nodemon, `node --watch`, `cargo watch` and their like.
-fn is_watcher_by_trade(command: &[String]) -> bool {
-    const LOOKED_AT: usize = 4;
-    const NAMES: [&str; 10] = [
-        "nodemon",
-        "watchexec",
-        "cargo-watch",
-        "entr",
-        "reflex",
-        "air",
-        "tsx",
-        "ts-node-dev",
-        "forever",
-        "watchmedo",
-    ];
-    let name = |word: &String| word.rsplit('/').next().unwrap_or(word).trim_end_matches(".js").to_owned();
-    let beginning = || command.iter().take(LOOKED_AT);
-    beginning().any(|word| word == "--watch")
-        || beginning().map(name).any(|name| NAMES.contains(&name.as_str()))
 }
 
 #[cfg(test)]
@@ -478,21 +458,5 @@ mod tests {
         let (ended, _) = end_processes(&[seen], None, Some(Duration::ZERO));
         assert_eq!(ended.len(), 1);
         child.wait().unwrap();
-    }
-
-    #[test]
-    fn watchers_by_trade_are_known() {
-        let table: [(&[&str], bool); 6] = [
-            (&["node", "/x/node_modules/.bin/nodemon", "server.js"], true),
-            (&["node", "--watch", "server.js"], true),
-            (&["watchexec", "-r", "npm", "start"], true),
-            (&["node", "server.js"], false),
-            (&["bash"], false),
-            (&[], false),
-        ];
-        for (words, expected) in table {
-            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            assert_eq!(is_watcher_by_trade(&words), expected, "{words:?}");
-        }
     }
 }

@@ -13,7 +13,7 @@ pub use super::hunt::{Search, who_has};
 use crate::env as vars;
 use crate::registry::seen::SeenRun;
 use crate::run::RunId;
-use crate::sys::process::{self, Pid, ProcessRef, Stat};
+use crate::sys::process::{self, Environment, Pid, ProcessRef, Stat};
 use crate::sys::sockets::{self, Socket, State};
 use crate::sys::tree;
 
@@ -105,14 +105,8 @@ impl Process {
         let (identity, pinned) = ProcessRef::observe(pid)?;
         let stat = Stat::read(pid)?;
         let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-        let mut command: Vec<String> = words.collect();
-        while command.last().is_some_and(String::is_empty) {
-            command.pop();
-        }
-        let ticks = process::now_in_ticks().saturating_sub(stat.start_time);
-        let age = Duration::from_millis(ticks * 1000 / process::ticks_per_second());
+        let command = process::command_line(pid);
+        let age = stat.age(process::now_in_ticks());
         let is_zombie = stat.state == b'Z';
         pinned.is_alive().then_some(Process {
             process: identity,
@@ -146,11 +140,8 @@ impl<'a> Family<'a> {
     fn run_of(&self, pid: Pid) -> Option<RunId> {
         let above = process::ancestors_of(pid).into_iter().find_map(|ancestor| self.kept_by(ancestor));
         let marked = || {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let prefix = format!("{}=", vars::ID).into_bytes();
-            let value =
-                environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(&prefix[..]))?;
-            RunId::parse(std::str::from_utf8(value).ok()?).filter(|id| self.ids.contains(id))
+            let id = Environment::of(pid)?.text(vars::ID)?;
+            RunId::parse(&id).filter(|id| self.ids.contains(id))
         };
         above.cloned().or_else(marked)
     }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Options;
-use super::plan::{Item, Kind, Plan, is_ended_here, still_holds, users_of};
+use super::directories::users_of;
+use super::plan::{Item, Kind, Plan, is_ended_here, still_holds};
 use super::snapshot::Snapshot;
 use crate::containment::LEAF_PREFIX;
 use crate::recover;

@@ -1,24 +1,24 @@
 //! What is to go and what stays.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::Duration;
 
+use super::clients::ClientsGone;
+use super::directories::directories;
 use super::evidence::{self, Evidence, looked_after};
-use super::snapshot::{Process, Snapshot, is_keeper};
-use super::{Options, Scope, places};
+use super::snapshot::{Process, Snapshot};
+use super::{Options, Scope};
 use crate::containment::LEAF_PREFIX;
 use crate::owner::Mark;
 use crate::port::verdict;
+use crate::programs;
 use crate::registry::record::State;
 use crate::registry::root::Root;
 use crate::registry::seen::{self, SeenRun};
 use crate::run::RunId;
 use crate::sys::cgroup::{self, Leaf};
-use crate::sys::descriptors::{self, Kind as Descriptor};
 use crate::sys::process::{self, Pid, ProcessRef};
-use crate::sys::{files, tree};
 
 /// The kinds of what is swept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -113,7 +113,9 @@ impl Plan {
                 .into_iter()
                 .filter(|item| !item.pids.iter().any(|it| taken.contains(it))),
         );
-        items.extend(directories(snapshot, options, &items));
+        let goes = |it: &&Item| left_out(it, snapshot, options).is_none() && it.spared.is_none();
+        let going = items.iter().filter(goes).flat_map(|it| it.pids.clone()).collect();
+        items.extend(directories(options, &going));
         for item in &mut items {
             item.spared = item.spared.take().or_else(|| left_out(item, snapshot, options));
         }
@@ -219,13 +221,16 @@ fn survivors(snapshot: &Snapshot, root: Option<&Root>, runs: &[SeenRun]) -> Vec<
     };
     // Below a living keeper they are looked after, whoever's registry that is in.
     let is_kept = |pid: Pid| {
-        snapshot.ancestors(pid).iter().any(|it| snapshot.names.get(it).is_some_and(|name| is_keeper(name)))
+        snapshot
+            .ancestors(pid)
+            .iter()
+            .any(|it| snapshot.names.get(it).is_some_and(|name| programs::is_keeper(name)))
     };
     let found: HashMap<Pid, RunId> = snapshot
         .processes
         .values()
         .filter(|process| !snapshot.ours.contains(&process.stat.pid) && !is_kept(process.stat.pid))
-        .filter(|process| !is_keeper(&process.stat.comm))
+        .filter(|process| !programs::is_keeper(&process.stat.comm))
         .filter_map(|process| Some((process.stat.pid, run_of(process)?)))
         .collect();
     let is_topmost = |pid: &Pid| snapshot.parents.get(pid).is_none_or(|parent| !found.contains_key(parent));
@@ -303,7 +308,7 @@ fn leftovers(snapshot: &Snapshot, options: &Options) -> Vec<Item> {
 /// Neither one of those that we belong to, nor a guard (an orphan by trade), nor an agent, nor below a guard.
 fn may_be_one(process: &Process, snapshot: &Snapshot) -> bool {
     let pid = process.stat.pid;
-    let kept = |pid: &Pid| snapshot.names.get(pid).is_some_and(|name| is_keeper(name));
+    let kept = |pid: &Pid| snapshot.names.get(pid).is_some_and(|name| programs::is_keeper(name));
     let taboo = snapshot.ours.contains(&pid) || snapshot.reapers.contains(&pid) || process.agent.is_some();
     !taboo && !kept(&pid) && !snapshot.ancestors(pid).iter().any(kept)
 }
@@ -406,147 +411,6 @@ fn is_of_session(members: &[&Process], snapshot: &Snapshot, scope: &Scope) -> bo
             it.mark.as_ref().is_some_and(marked) || snapshot.ancestors(it.stat.pid).contains(pid)
         }),
     }
-}
-
-/// Who is at the other end of the stdin and stdout of processes that have pipes or sockets there.
-struct ClientsGone {
-    gone: HashSet<Pid>,
-    there: HashSet<Pid>,
-}
-
-impl ClientsGone {
-    fn look(snapshot: &Snapshot) -> ClientsGone {
-        let both =
-            |pid: Pid, kind| Some([descriptors::behind(pid, 0, kind)?, descriptors::behind(pid, 1, kind)?]);
-        let pids = || snapshot.processes.keys().copied();
-        let candidates: HashMap<Pid, [u32; 2]> =
-            pids().filter_map(|pid| Some((pid, both(pid, Descriptor::Pipe)?))).collect();
-        let wanted: HashSet<u32> = candidates.values().flatten().copied().collect();
-        let mut holders: HashMap<u32, Vec<Pid>> = HashMap::new();
-        for pid in tree::all_processes() {
-            for inode in descriptors::held_by(pid, Descriptor::Pipe, &wanted) {
-                holders.entry(inode).or_default().push(pid);
-            }
-        }
-        // Of sockets it is not known who has the other end.
-        let mut there: HashSet<Pid> = pids().filter(|pid| both(*pid, Descriptor::Socket).is_some()).collect();
-        let mut gone = HashSet::new();
-        for (pid, pipes) in &candidates {
-            let own: HashSet<Pid> = snapshot.tree(*pid).iter().map(|it| it.stat.pid).collect();
-            let other =
-                |pipe: &u32| holders.get(pipe).into_iter().flatten().any(|holder| !own.contains(holder));
-            match [other(&pipes[0]), other(&pipes[1])] {
-                // From outside of this pid namespace nobody is seen.
-                [false, false] if snapshot.parents.get(pid) != Some(&0) => {
-                    gone.insert(*pid);
-                }
-                [true, true] => {
-                    there.insert(*pid);
-                }
-                _ => {}
-            }
-        }
-        ClientsGone { gone, there }
-    }
-
-    fn is_gone_for(&self, process: &Process) -> bool {
-        self.gone.contains(&process.stat.pid)
-    }
-
-    fn is_there_for(&self, process: &Process) -> bool {
-        self.there.contains(&process.stat.pid)
-    }
-}
-
-/// Agents' directories that nothing uses, or that only what is swept uses.
-fn directories(snapshot: &Snapshot, options: &Options, items: &[Item]) -> Vec<Item> {
-    // One in which somebody is just about to start something.
-    const FRESH: Duration = Duration::from_secs(600);
-    let going: HashSet<Pid> = items
-        .iter()
-        .filter(|it| left_out(it, snapshot, options).is_none() && it.spared.is_none())
-        .flat_map(|it| it.pids.clone())
-        .collect();
-    let places = places(options);
-    let used = users_of(&places);
-    let item = |path: PathBuf| {
-        let seen = std::fs::symlink_metadata(&path).ok()?;
-        let users = used.get(&path).map(Vec::as_slice).unwrap_or_default();
-        // A link is left alone whatever is behind it.
-        let newest = if seen.is_dir() { newest_in(&path) } else { seen.modified().ok() };
-        let age = newest?.elapsed().unwrap_or_default();
-        let spared = if seen.is_symlink() {
-            Some("it is a link".to_owned())
-        } else if !seen.is_dir() {
-            return None;
-        } else if seen.uid() != process::own_uid() {
-            Some(format!("it belongs to {}", files::user_name(seen.uid()).unwrap_or_default()))
-        } else if let Some(user) = users.iter().find(|pid| !going.contains(pid)) {
-            Some(format!("process {user} uses it"))
-        } else {
-            (users.is_empty() && age < FRESH).then(|| "it was changed a moment ago".to_owned())
-        };
-        Some(Item {
-            kind: Kind::Directory,
-            run: None,
-            root: None,
-            pids: Vec::new(),
-            members: Vec::new(),
-            inode: Some((seen.dev(), seen.ino())),
-            by_session: !users.is_empty(),
-            age,
-            memory_bytes: 0,
-            ports: BTreeSet::new(),
-            connections: 0,
-            directory: Some(path),
-            evidence: Vec::new(),
-            command: Vec::new(),
-            spared,
-        })
-    };
-    places.into_iter().filter_map(item).collect()
-}
-
-/// Returns when something in `path` was changed last; `None` if there is too much to look at.
-fn newest_in(path: &Path) -> Option<SystemTime> {
-    const MOST: usize = 20_000;
-    let mut waiting = vec![path.to_owned()];
-    let mut newest = None;
-    let mut seen = 0;
-    while let Some(place) = waiting.pop() {
-        let Ok(entry) = std::fs::symlink_metadata(&place) else { continue };
-        newest = newest.max(entry.modified().ok());
-        seen += 1;
-        if seen > MOST {
-            // It goes when it has not been touched for long itself.
-            return newest;
-        }
-        if entry.is_dir() {
-            waiting.extend(std::fs::read_dir(&place).into_iter().flatten().flatten().map(|it| it.path()));
-        }
-    }
-    newest
-}
-
-/// Returns who works in one of `places`, runs a program from there or has something in it open. One look at all
-/// processes for all places: there may be ten thousand of them.
-pub(super) fn users_of(places: &[PathBuf]) -> HashMap<PathBuf, Vec<Pid>> {
-    let known: HashSet<&Path> = places.iter().map(PathBuf::as_path).collect();
-    let mut users: HashMap<PathBuf, Vec<Pid>> = HashMap::new();
-    let pids: Vec<Pid> = if places.is_empty() { Vec::new() } else { tree::all_processes().collect() };
-    for pid in pids {
-        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let links =
-            ["cwd", "exe", "root"].map(|name| PathBuf::from(format!("/proc/{pid}/{name}"))).into_iter();
-        for target in
-            links.chain(open.map(|entry| entry.path())).filter_map(|link| std::fs::read_link(link).ok())
-        {
-            if let Some(place) = target.ancestors().find(|it| known.contains(it)) {
-                users.entry(place.to_owned()).or_default().push(pid);
-            }
-        }
-    }
-    users
 }
 
 /// Returns whether `item`'s topmost process is, by a later look, still what it was taken for.

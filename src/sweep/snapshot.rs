@@ -1,9 +1,7 @@
 //! Every process at one moment, as far as it tells of itself.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -12,8 +10,9 @@ use std::time::Duration;
 use crate::env as vars;
 use crate::owner::{self, Mark};
 use crate::port::holders::who_has;
+use crate::programs;
 use crate::run::RunId;
-use crate::sys::process::{self, Pid, ProcessRef, Stat};
+use crate::sys::process::{self, Environment, Pid, ProcessRef, Stat};
 use crate::sys::sockets::{self, State};
 use crate::sys::{spawn, tree};
 
@@ -98,10 +97,8 @@ impl Snapshot {
             let first = oldest.entry(stat.parent).or_insert((stat.start_time, pid));
             *first = (*first).min((stat.start_time, pid));
             let uid = fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |it| it.uid());
-            if is_reaper(&stat) {
+            if programs::is_reaper(&stat.comm) {
                 seen.inits.insert(pid);
-            }
-            if is_reaper(&stat) {
                 seen.reapers.insert(pid);
             }
             if uid == own
@@ -113,13 +110,14 @@ impl Snapshot {
             }
         }
         let of_container = |pid: &Pid| {
-            seen.inits.contains(pid) && seen.names.get(pid).is_some_and(|name| is_containers(name))
+            seen.inits.contains(pid)
+                && seen.names.get(pid).is_some_and(|name| programs::is_container_init(name))
         };
         seen.first_children =
             oldest.iter().filter(|(parent, _)| of_container(parent)).map(|(_, (_, first))| *first).collect();
         // A supervisor adopts too, but what it has adopted is supervised.
-        seen.reapers.retain(|pid| !seen.names.get(pid).is_some_and(|name| is_keeper(name)));
-        seen.ours = process::ancestors().into_iter().chain([process::own_pid()]).collect();
+        seen.reapers.retain(|pid| !seen.names.get(pid).is_some_and(|name| programs::is_keeper(name)));
+        seen.ours = process::own_line();
         seen.own_unit = unit_of(process::own_pid());
         seen.note_sockets();
         seen
@@ -154,7 +152,7 @@ impl Snapshot {
         // One that has started something else too is answerable for that.
         let alone = |pid: &Pid| self.children.get(pid).is_some_and(|children| children.len() == 1);
         let wraps = |pid: &Pid| {
-            let wrapper = self.processes.get(pid).is_some_and(|it| is_wrapper(&it.command));
+            let wrapper = self.processes.get(pid).is_some_and(|it| programs::is_wrapper(&it.command));
             wrapper && alone(pid) && !self.ours.contains(pid)
         };
         self.ancestors(pid).into_iter().take_while(wraps).last().unwrap_or(pid)
@@ -176,47 +174,6 @@ impl Snapshot {
 /// A table that was read while processes came and went might have a circle.
 const MOST_ANCESTORS: usize = 10_000;
 
-/// Shells that were given something to run, and those that start one program and wait for it.
-fn is_wrapper(command: &[String]) -> bool {
-    const SHELLS: [&str; 6] = ["sh", "bash", "dash", "zsh", "fish", "ksh"];
-    const STARTERS: [&str; 20] = [
-        "npm", "npx", "pnpm", "yarn", "bun", "bunx", "uv", "uvx", "poetry", "pipenv", "make", "just", "env",
-        "nohup", "timeout", "setsid", "stdbuf", "nice", "direnv", "mise",
-    ];
-    // npm names itself "npm run dev", in one word.
-    let name = |word: &String| {
-        let first = word.split(' ').next().unwrap_or(word);
-        first.rsplit('/').next().unwrap_or(first).trim_start_matches('-').to_owned()
-    };
-    let Some(program) = command.first().map(name) else { return false };
-    let script = || command.get(1).map(name).unwrap_or_default();
-    let starts =
-        |name: &str| STARTERS.iter().any(|known| name == *known || name == format!("{known}-cli.js"));
-    if SHELLS.contains(&program.as_str()) {
-        return command.iter().skip(1).any(|word| !word.starts_with('-') || word.ends_with('c'));
-    }
-    starts(&program) || program == "node" && starts(&script())
-}
-
-/// A service manager of one user, WSL's relay, or a container's init that is not pid 1.
-fn is_reaper(stat: &Stat) -> bool {
-    let name = stat.comm.as_str();
-    ["systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "s6-svscan", "runsvdir"]
-        .contains(&name)
-        || name.starts_with("Relay(")
-        || name.starts_with("SessionLeader")
-}
-
-/// The init of a container, which starts one thing and adopts the rest.
-fn is_containers(name: &str) -> bool {
-    ["tini", "dumb-init", "docker-init", "catatonit", "init"].contains(&name)
-}
-
-/// Returns whether a process of this name is one of ours that look after runs.
-pub fn is_keeper(name: &str) -> bool {
-    name.starts_with("arun-") || name == "agent-run"
-}
-
 /// Returns the service in whose cgroup `pid` is, if a service manager has put it there.
 fn unit_of(pid: Pid) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
@@ -230,26 +187,14 @@ impl Process {
     fn look(stat: Stat, now: u64) -> Option<Process> {
         let pid = stat.pid;
         let (identity, _) = ProcessRef::observe(pid)?;
-        let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        let words = read("cmdline");
-        let words = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
-        let mut command: Vec<String> = words.collect();
-        while command.last().is_some_and(String::is_empty) {
-            command.pop();
-        }
-        let environment = read("environ");
-        let variable = |name: &str| {
-            let mut entries = environment.split(|byte| *byte == 0);
-            let value = entries.find_map(|it| it.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
-            Some(OsString::from_vec(value.to_owned()).to_string_lossy().into_owned())
-        };
+        let environment = Environment::of(pid).unwrap_or_default();
+        let variable = |name: &str| environment.text(name);
         let cwd = fs::read_link(format!("/proc/{pid}/cwd")).ok();
         let text = cwd.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
         let named = text.strip_suffix(" (deleted)");
-        let ticks = now.saturating_sub(stat.start_time);
         Some(Process {
             identity,
-            age: Duration::from_millis(ticks * 1000 / process::ticks_per_second()),
+            age: stat.age(now),
             run: variable(vars::ID).and_then(|text| RunId::parse(&text)),
             run_directory: variable(vars::DIR).map(PathBuf::from),
             mark: owner::mark_in(&variable),
@@ -260,35 +205,8 @@ impl Process {
             in_container: fs::read_link(format!("/proc/{pid}/ns/pid"))
                 .is_ok_and(|theirs| fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own != theirs)),
             agent: owner::agent_running_as(pid),
-            command,
+            command: process::command_line(pid),
             stat,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrappers_are_told_from_programs() {
-        let table: [(&[&str], bool); 12] = [
-            (&["sh", "-c", "vite; true"], true),
-            (&["/bin/bash", "/srv/run.sh"], true),
-            (&["bash", "-lc", "x"], true),
-            (&["bash"], false),
-            (&["-bash"], false),
-            (&["bash", "-i"], false),
-            (&["npm run dev"], true),
-            (&["node", "/usr/bin/npx", "vite"], true),
-            (&["node", "server.js"], false),
-            (&["tmux", "new"], false),
-            (&["python3", "-m", "http.server"], false),
-            (&[], false),
-        ];
-        for (words, expected) in table {
-            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-            assert_eq!(is_wrapper(&words), expected, "{words:?}");
-        }
     }
 }

@@ -1,8 +1,11 @@
 //! Processes: what they are, what became of them, and signals that cannot hit a stranger.
 
-use std::fs::File;
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -88,6 +91,11 @@ impl Stat {
         })
     }
 
+    /// Returns how long the process has run at `now`, see [`now_in_ticks`].
+    pub fn age(&self, now: u64) -> Duration {
+        Duration::from_millis(now.saturating_sub(self.start_time) * 1000 / ticks_per_second())
+    }
+
     /// True for a process that was stopped by a signal.
     pub fn is_stopped(&self) -> bool {
         self.state == b'T'
@@ -117,6 +125,49 @@ pub fn ancestors() -> Vec<Pid> {
 pub fn ancestors_of(pid: Pid) -> Vec<Pid> {
     let parent_of = |pid: Pid| Some(Stat::read(pid)?.parent).filter(|parent| *parent > 0);
     std::iter::successors(parent_of(pid), |pid| parent_of(*pid)).collect()
+}
+
+/// Returns us and our ancestors: who must never be signalled.
+pub fn own_line() -> HashSet<Pid> {
+    ancestors().into_iter().chain([own_pid()]).collect()
+}
+
+/// Returns the command line of `pid`, invalid UTF-8 replaced; empty if it cannot be seen or was cleared.
+pub fn command_line(pid: Pid) -> Vec<String> {
+    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+    let mut words: Vec<String> = words.collect();
+    while words.last().is_some_and(String::is_empty) {
+        words.pop();
+    }
+    words
+}
+
+/// The variables that a process was started with (`proc_pid_environ(5)`).
+#[derive(Clone, Debug, Default)]
+pub struct Environment(Vec<u8>);
+
+impl Environment {
+    /// Reads those of `pid`; `None` if they cannot be seen.
+    pub fn of(pid: Pid) -> Option<Environment> {
+        fs::read(format!("/proc/{pid}/environ")).ok().map(Environment)
+    }
+
+    /// Returns the value of `name`.
+    pub fn get(&self, name: &str) -> Option<OsString> {
+        let value = self.entries().find_map(|it| it.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+        Some(OsString::from_vec(value.to_owned()))
+    }
+
+    /// Returns the value of `name`, invalid UTF-8 replaced.
+    pub fn text(&self, name: &str) -> Option<String> {
+        Some(self.get(name)?.to_string_lossy().into_owned())
+    }
+
+    /// Returns all, as `NAME=VALUE`.
+    pub fn entries(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|byte| *byte == 0)
+    }
 }
 
 /// Returns the present as [`Stat::start_time`] counts it.

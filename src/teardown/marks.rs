@@ -15,7 +15,7 @@ use crate::registry::record::{Record, Survivor};
 use crate::registry::store::TreeLock;
 use crate::run::RunId;
 use crate::sys::cgroup::{self, Leaf};
-use crate::sys::process::{self, Pid, Stat};
+use crate::sys::process::{self, Environment, Pid, Stat};
 use crate::sys::signal::Signal;
 use crate::teardown::pursuit::{Found, pursue};
 
@@ -58,9 +58,9 @@ impl Marks {
     }
 
     fn bears(&self, pid: Pid, locked: bool) -> bool {
-        let environment = || fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = || Environment::of(pid).unwrap_or_default();
         self.is_leader(pid)
-            || environment().split(|byte| *byte == 0).any(|entry| entry == self.variable)
+            || environment().entries().any(|entry| entry == self.variable)
             || self.bears_rlimit(pid)
             || (locked && self.lock.as_ref().is_some_and(|lock| lock.is_held_by(pid)))
     }

@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 17] = [
     &["usage"],
     &["registry"],
     &["run"],
-    &["exit", "limits", "ports"],
+    &["exit", "limits", "ports", "programs"],
     &["lease"],
     &["env"],
     &["sys"],

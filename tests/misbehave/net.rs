@@ -1,8 +1,10 @@
 //! Bad and good habits with ports.
 
 use std::io::{Read, Write};
+use std::iter;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
 
 use nix::sys::socket::{
     self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
@@ -14,6 +16,12 @@ pub(super) fn one(verb: &str, after: &[String]) -> Option<usize> {
         // As nearly every server does: SO_REUSEADDR, and one socket.
         "listen" => std::mem::forget(TcpListener::bind(&after[0]).unwrap_or_else(|error| fail(&error))),
         // Without SO_REUSEADDR.
+        // Waits until nobody else has the port.
+        "takeover" => std::mem::forget(
+            iter::repeat_with(|| TcpListener::bind(&after[0]))
+                .inspect(|_| thread::yield_now())
+                .find_map(Result::ok),
+        ),
         "listen_plain" => keep(open(&after[0], true, |_| {})),
         "reuseport" => keep(open(&after[0], true, |it| setsockopt(it, sockopt::ReusePort, &true).unwrap())),
         "v6only" => keep(open(&after[0], true, |it| setsockopt(it, sockopt::Ipv6V6Only, &true).unwrap())),

@@ -59,6 +59,9 @@ pub(super) fn run(args: &SweepArgs, printer: &Printer) -> Result<u8, Failure> {
         if !args.quiet && !AtTerminal::is_there() {
             printer.note("nothing was ended: there is nobody to ask; use --yes");
         }
+        if printer.is_json() && AtTerminal::is_there() {
+            printer.document("sweep", report::document(&plan, &apply::Report::default()));
+        }
         return Ok(exit::SOMETHING_REMAINS);
     }
     let done = apply::apply(&plan, &options);
@@ -71,9 +74,12 @@ pub(super) fn run(args: &SweepArgs, printer: &Printer) -> Result<u8, Failure> {
 }
 
 fn show(plan: &Plan, args: &SweepArgs, printer: &Printer) {
-    let asks = !args.list && !args.dry_run && AtTerminal::is_there();
+    let asks = !args.list && !args.dry_run && plan.to_go().next().is_some() && AtTerminal::is_there();
     if printer.is_json() && !asks {
         printer.document("sweep", report::document(plan, &apply::Report::default()));
+    } else if printer.is_json() {
+        // The document follows, when it is known what has become of all this.
+        report::table(plan).lines().for_each(|line| printer.note(line));
     } else if !args.quiet || asks {
         printer.answer(&report::table(plan));
     }

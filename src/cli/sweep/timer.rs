@@ -20,13 +20,9 @@ pub(super) fn install(interval: Duration, older_than: Duration, printer: &Printe
     let program = env::current_exe().map_err(|error| failed("find this program", &error))?;
     let age = format_duration(older_than);
     if !systemctl(&["show-environment"]) {
+        let line = crontab_line(&cron(interval)?, &program, &age);
         printer.note("there is no systemd for this user; put this line into crontab -e:");
-        let when = cron(interval)?;
-        printer.answer(&format!(
-            "{when} {}{} sweep --yes --quiet --older-than {age}",
-            state().map_or(String::new(), |place| format!("{}={} ", vars::STATE_DIR, quoted(&place))),
-            quoted(&program)
-        ));
+        printer.answer(&line);
         return Ok(0);
     }
     let place = units()?;
@@ -85,6 +81,16 @@ fn cron(interval: Duration) -> Result<String, Failure> {
     }
 }
 
+/// A shell reads the command, and before it crontab(5) makes a new line of each `%`.
+fn crontab_line(when: &str, program: &Path, age: &str) -> String {
+    let word = |path: &Path| match is_plain(path) {
+        true => path.display().to_string(),
+        false => format!("'{}'", path.display().to_string().replace('\'', "'\\''").replace('%', "\\%")),
+    };
+    let state = state().map_or(String::new(), |place| format!("{}={} ", vars::STATE_DIR, word(&place)));
+    format!("{when} {state}{} sweep --yes --quiet --older-than {age}", word(program))
+}
+
 fn systemctl(words: &[&str]) -> bool {
     let mut command = Command::new("systemctl");
     command.arg("--user").args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -102,11 +108,11 @@ fn units() -> Result<PathBuf, Failure> {
 fn service(program: &Path, age: &str) -> String {
     format!(
         "[Unit]\nDescription=Remove what coding agents have left over\n\n\
-         [Service]\nType=oneshot\n{}ExecStart={} sweep --yes --quiet --older-than {age}\n",
+         [Service]\nType=oneshot\n{}ExecStart=:{} sweep --yes --quiet --older-than {age}\n",
         state().map_or(String::new(), |place| {
-            format!("Environment={}={}\n", vars::STATE_DIR, quoted(&place))
+            format!("Environment={}\n", quoted(&format!("{}={}", vars::STATE_DIR, place.display())))
         }),
-        quoted(program)
+        quoted(&program.display().to_string())
     )
 }
 
@@ -118,15 +124,14 @@ fn timer(interval: Duration) -> String {
     )
 }
 
-/// Quotes a path as systemd and a shell both read it; `%` begins a specifier for the one, and a new line in crontab.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = text.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c));
-    if plain {
-        text
-    } else {
-        format!("\"{}\"", text.replace('%', "%%").replace('\\', "\\\\").replace('"', "\\\""))
-    }
+fn is_plain(path: &Path) -> bool {
+    path.display().to_string().chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c))
+}
+
+/// Quotes a word of a unit file (`systemd.syntax(7)`), where `%` begins a specifier and `$` a variable.
+fn quoted(word: &str) -> String {
+    let word = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%");
+    format!("\"{word}\"")
 }
 
 fn failed(what: &str, error: &io::Error) -> Failure {
@@ -135,5 +140,20 @@ fn failed(what: &str, error: &io::Error) -> Failure {
         message: format!("cannot {what}: {error}"),
         hint: Some("agent-run sweep --monitor does the same in a process of its own".to_owned()),
         code: exit::SOMETHING_REMAINS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_paths_are_quoted_for_who_reads_them() {
+        let odd = Path::new("/opt/a b/50%/it's");
+        assert_eq!(
+            crontab_line("* * * * *", odd, "1h"),
+            r"* * * * * '/opt/a b/50\%/it'\''s' sweep --yes --quiet --older-than 1h"
+        );
+        assert!(service(odd, "1h").contains("ExecStart=:\"/opt/a b/50%%/it's\" sweep"));
     }
 }

@@ -1,7 +1,7 @@
 //! The library's way to runs: started through the `agent-run` binary, then asked by their control socket.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::control::Request;
 use crate::control::client::{ControlError, ask, wait_until_released};
+use crate::control::link::ToLauncher;
 use crate::env as vars;
 use crate::exit::SIGNAL_BASE;
 use crate::limits::{Bound, Limits};
@@ -77,11 +78,9 @@ pub fn launch_run(spec: &RunSpec) -> Result<Run, ClientError> {
     spawn::inherit_descriptor(&mut command, writer.as_raw_fd());
     let mut guard = command.spawn()?;
     drop((command, writer));
-    let mut line = String::new();
-    BufReader::new(started).read_line(&mut line)?;
-    match RunId::parse(line.trim_end()) {
-        Some(id) => Ok(Run { id, guard }),
-        None => Err(ClientError::NotStarted(code_of(guard.wait()?))),
+    match ToLauncher::receive(started) {
+        Some(ToLauncher::Started(id)) => Ok(Run { id, guard }),
+        _ => Err(ClientError::NotStarted(code_of(guard.wait()?))),
     }
 }
 

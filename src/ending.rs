@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::exit::{Ending, Reason};
 use crate::lease::format_duration;
 use crate::limits::format_size;
+use crate::output;
 use crate::registry::record::{End, Exceeded, Record, Survivor, Timestamp};
 use crate::registry::store::LiveRun;
 use crate::run::{RunSpec, Verbosity};
@@ -60,7 +61,14 @@ pub fn conclude(run: &mut LiveRun, spec: &RunSpec, outcome: &Outcome, events: &m
     fault::step();
     let dir_error = run.record.end.as_ref().and_then(|end| end.dir_error.clone());
     events.write("ended", &run.record, json!({ "end": run.record.end }));
-    let saved = if outcome.verified && dir_error.is_none() { run.finish() } else { run.save() };
+    let is_done = outcome.verified && dir_error.is_none();
+    let root = run.root().path().to_owned();
+    if is_done && run.record.log == Some(output::path_of(&root, "runs", run.id(), output::LOG)) {
+        // What cannot be cut stays whole, a day long.
+        let left = output::keep_tail(run.directory()).unwrap_or(output::LOG);
+        run.record.log = Some(output::path_of(&root, "ended", run.id(), left));
+    }
+    let saved = if is_done { run.finish() } else { run.save() };
     let mut lines: Vec<String> = message(&run.record, spec, outcome).into_iter().collect();
     lines.extend(
         kept.map(|place| format!("kept {}", place.display())).filter(|_| spec.verbosity > Verbosity::Quiet),
@@ -123,6 +131,14 @@ fn message(record: &Record, spec: &RunSpec, outcome: &Outcome) -> Option<String>
             format!("'{command}' died of {signal}")
         }
         Reason::CpuTime => format!("'{command}' used up its CPU time (--cpu-time)"),
+        Reason::ReadyTimeout => {
+            let why = record.trouble.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            format!("'{command}' did not get ready in time{why}; it was stopped")
+        }
+        Reason::Unhealthy => {
+            let why = record.trouble.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            format!("'{command}' was unhealthy{why}; it was stopped")
+        }
         Reason::SupervisorLost => format!("the supervisor was killed, so '{command}' was stopped"),
         Reason::Exit
             if let Some(port) = outcome.never_listened.filter(|_| outcome.ending != Ending::Code(0)) =>

@@ -28,5 +28,8 @@ pub const DOCKER_HOST: &str = "DOCKER_HOST";
 /// Read by `port diagnose`: the directory of the user's own sockets.
 pub const RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 
+/// Read: unless it is empty or 0, every verb answers as with `--json`.
+pub const JSON: &str = "AGENT_RUN_JSON";
+
 /// Read: begins the name of each setting, as in `AGENT_RUN_TTL` (see `settings`).
 pub const SETTING_PREFIX: &str = "AGENT_RUN_";

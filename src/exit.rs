@@ -50,6 +50,10 @@ pub enum Reason {
     Memory,
     /// The tree had more processes than it may have.
     Pids,
+    /// It did not get ready in time.
+    ReadyTimeout,
+    /// It did not answer as it should.
+    Unhealthy,
     /// Guard or supervisor was killed; the other one ended the run.
     SupervisorLost,
     /// The command could not be started.
@@ -70,6 +74,8 @@ impl Reason {
             Reason::CpuTime => "cpu_time",
             Reason::Memory => "memory",
             Reason::Pids => "pids",
+            Reason::ReadyTimeout => "ready_timeout",
+            Reason::Unhealthy => "unhealthy",
             Reason::SupervisorLost => "supervisor_lost",
             Reason::LaunchFailed => "launch_failed",
         }
@@ -118,7 +124,9 @@ pub fn ending(facts: &Facts) -> Ending {
         Reason::SupervisorLost | Reason::LaunchFailed => Ending::Code(OWN_FAILURE),
         // As the kernel does it, whatever the leader made of what it was refused.
         Reason::Memory | Reason::Pids => Ending::Code(SIGNAL_BASE + Signal::KILL.number() as u8),
-        Reason::Ttl | Reason::Idle if !facts.preserve_status => Ending::Code(TIMED_OUT),
+        Reason::Ttl | Reason::Idle | Reason::ReadyTimeout if !facts.preserve_status => {
+            Ending::Code(TIMED_OUT)
+        }
         _ => mirror(leader),
     }
 }

@@ -7,6 +7,7 @@ use crate::port::claim::ClaimError;
 use crate::port::verdict::Spared;
 use crate::registry::RegistryError;
 use crate::registry::record::RecordError;
+use crate::server::ServerError;
 use crate::settings::SettingError;
 
 /// What went wrong, for the printer.
@@ -20,12 +21,25 @@ pub struct Failure {
     pub hint: Option<String>,
     /// What `agent-run` returns.
     pub code: u8,
+    /// The last lines of the output of what has failed.
+    pub log: Vec<String>,
 }
 
 impl Failure {
     /// A wrong call.
     pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Failure {
-        Failure { kind: "usage", message: message.into(), hint: Some(hint.into()), code: exit::USAGE }
+        Failure {
+            kind: "usage",
+            message: message.into(),
+            hint: Some(hint.into()),
+            code: exit::USAGE,
+            log: Vec::new(),
+        }
+    }
+
+    /// Something that was tried and could not be done.
+    pub fn new(kind: &'static str, message: String, hint: Option<&str>, code: u8) -> Failure {
+        failure(kind, message, hint, code)
     }
 
     /// Makes it one of the run form, in which the command's codes are not taken.
@@ -45,7 +59,7 @@ impl Failure {
 }
 
 fn failure(kind: &'static str, message: String, hint: Option<&str>, code: u8) -> Failure {
-    Failure { kind, message, hint: hint.map(str::to_owned), code }
+    Failure { kind, message, hint: hint.map(str::to_owned), code, log: Vec::new() }
 }
 
 impl From<RegistryError> for Failure {
@@ -119,6 +133,9 @@ impl From<LaunchError> for Failure {
             LaunchError::NameNotFreed { .. } => {
                 failure("name_taken", message, Some("nothing was started"), exit::OWN_FAILURE)
             }
+            LaunchError::NotStarted { code, .. } => {
+                return failure("launch_failed", message, None, code);
+            }
             LaunchError::Interrupted(_) => failure("interrupted", message, None, exit::OWN_FAILURE),
         };
         failed.of_run_form()
@@ -166,8 +183,56 @@ impl From<ClaimError> for Failure {
 
 impl From<SettingError> for Failure {
     fn from(error: SettingError) -> Failure {
-        failure("setting", error.to_string(), None, exit::USAGE)
+        let message = error.to_string();
+        match error {
+            SettingError::NoServer { known, .. } if !known.is_empty() => {
+                let hint = format!("described are {}; or give it a command after --", known.join(", "));
+                failure("unknown_server", message, Some(&hint), exit::UNKNOWN_RUN)
+            }
+            SettingError::NoServer { .. } => {
+                let hint = "give it a command after --, or describe it in agent-run.toml";
+                failure("unknown_server", message, Some(hint), exit::UNKNOWN_RUN)
+            }
+            _ => failure("setting", message, None, exit::USAGE),
+        }
     }
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Failure {
+        let message = error.to_string();
+        let remains = exit::SOMETHING_REMAINS;
+        match error {
+            ServerError::Launch(error) => of_server(error.into()),
+            ServerError::Registry(error) => of_server(error.into()),
+            ServerError::NotAServer { .. } => {
+                failure("name_taken", message, Some("choose another name, or stop it first"), remains)
+            }
+            ServerError::NotReplaced { .. } => {
+                failure("not_ended", message, Some("agent-run status says more"), remains)
+            }
+            ServerError::Control { source, .. } => Failure { message, ..source.into() },
+            ServerError::NotReady { run, log, .. } => {
+                let hint = format!("agent-run logs {run} has all of its output");
+                Failure { log, ..failure("not_ready", message, Some(&hint), remains) }
+            }
+            ServerError::Interrupted(signal) => {
+                let code = exit::Ending::DieOf(signal).code();
+                failure("interrupted", message, Some("what was being started was ended"), code)
+            }
+            ServerError::Wait(_) => failure("system", message, None, remains),
+        }
+    }
+}
+
+/// The codes of the run form are not those of a verb.
+fn of_server(failed: Failure) -> Failure {
+    let taken = failed.kind == "name_taken";
+    let hint = taken.then(|| {
+        "agent-run server ensure takes the one that runs, --force replaces it; or choose another name"
+            .to_owned()
+    });
+    Failure { code: exit::SOMETHING_REMAINS, hint: hint.or(failed.hint), ..failed }
 }
 
 impl From<ControlError> for Failure {

@@ -23,8 +23,8 @@
 //! # Modules
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
-//! [`settings`], [`failure`] → [`sweep`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
-//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`] → [`registry`] → [`run`], [`exit`], [`limits`], [`ports`], [`programs`], [`lease`], [`mod@env`] → [`sys`].
+//! [`settings`], [`failure`] → [`server`], [`sweep`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
+//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`], [`output`] → [`registry`] → [`run`], [`exit`], [`limits`], [`ports`], [`programs`], [`service`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
 //!
@@ -55,6 +55,7 @@ pub mod guard;
 pub mod launch;
 pub mod lease;
 pub mod limits;
+pub mod output;
 pub mod owner;
 pub mod port;
 pub mod ports;
@@ -63,6 +64,8 @@ pub mod recover;
 pub mod registry;
 pub mod run;
 pub mod rundir;
+pub mod server;
+pub mod service;
 pub mod settings;
 pub mod stop;
 pub mod supervisor;

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::env;
+use std::ffi::OsString;
 use std::path::Path;
 
 use crate::programs;
@@ -138,6 +139,34 @@ pub fn agent_running_as(pid: Pid) -> Option<&'static str> {
     let names = Ancestor::names_of(pid);
     let named = |agent: &&Agent| names.iter().any(|name| agent.programs.contains(&name.as_str()));
     AGENTS.iter().find(named).map(|agent| agent.name)
+}
+
+/// What agents put into the environment for themselves: an agent that is started within another one takes it for its own
+/// (Claude Code refuses to start, or is left out of the list of sessions).
+const SESSION_MARKERS: [&str; 10] = [
+    "CLAUDECODE",
+    "CLAUDE_CODE_CHILD_SESSION",
+    "CLAUDE_CODE_ENTRYPOINT",
+    "CLAUDE_CODE_SESSION_ID",
+    "CLAUDE_PID",
+    "AI_AGENT",
+    "CODEX_THREAD_ID",
+    "CODEX_SANDBOX",
+    "CODEX_SANDBOX_NETWORK_DISABLED",
+    "CODEX_CI",
+];
+
+/// Returns the variables that `command` must not inherit: those of the agent's session that we are in, if it is an
+/// agent itself.
+pub fn not_for(command: &[OsString]) -> &'static [&'static str] {
+    let name = command.first().and_then(|word| program_name(&word.to_string_lossy()));
+    let is_agent = name.is_some_and(|name| AGENTS.iter().any(|it| it.programs.contains(&name.as_str())));
+    if is_agent { &SESSION_MARKERS } else { &[] }
+}
+
+/// Returns whether a coding agent has started this process: nobody sits at its terminal.
+pub fn is_agents() -> bool {
+    detected().is_some()
 }
 
 /// Returns whether it is known what program the agent of this name is.
@@ -294,6 +323,16 @@ mod tests {
         for (index, (line, detected, stated, expected)) in table.into_iter().enumerate() {
             assert_eq!(choose(line, detected, stated).map(|(pid, _)| pid), expected, "row {index}");
         }
+    }
+
+    #[test]
+    fn an_agent_within_an_agent_gets_no_session() {
+        for (program, expected) in
+            [("/usr/bin/claude", true), ("codex", true), ("gemini.js", true), ("npm", false)]
+        {
+            assert_eq!(!not_for(&[program.into(), "-p".into()]).is_empty(), expected, "{program}");
+        }
+        assert!(not_for(&[]).is_empty());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
 use crate::ports::{self, ClaimMode, PortChoice, PortRange};
+use crate::service::Service;
 use crate::sys::process::Pid;
 use crate::sys::signal::Signal;
 
@@ -110,6 +111,17 @@ impl Keep {
     }
 }
 
+/// What a run is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A command in the foreground.
+    #[default]
+    Run,
+    /// A named server in the background.
+    Server,
+}
+
 /// Whose death ends the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OwnerChoice {
@@ -151,6 +163,12 @@ pub enum Verbosity {
 pub struct RunSpec {
     /// The command and its arguments; not empty.
     pub command: Vec<OsString>,
+    /// What it is for.
+    pub kind: Kind,
+    /// Whether nobody waits for it: its output goes to a log, its stdin is /dev/null.
+    pub background: bool,
+    /// When it is ready, whether it is well, and whether it is started again.
+    pub service: Service,
     /// Unique among live runs.
     pub name: Option<String>,
     /// For filters; each key once.
@@ -214,6 +232,9 @@ impl RunSpec {
     {
         RunSpec {
             command: command.into_iter().map(Into::into).collect(),
+            kind: Kind::Run,
+            background: false,
+            service: Service::default(),
             name: None,
             labels: Vec::new(),
             ttl: None,
@@ -241,6 +262,11 @@ impl RunSpec {
             protect: Vec::new(),
             verbosity: Verbosity::Normal,
         }
+    }
+
+    /// Returns whether the run gets ready, and is not just running.
+    pub fn gets_ready(&self) -> bool {
+        self.kind == Kind::Server || !self.service.ready.is_empty()
     }
 }
 

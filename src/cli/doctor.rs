@@ -9,14 +9,14 @@ use crate::failure::Failure;
 use crate::registry::root::Root;
 use crate::sys::signal;
 
-pub(super) fn run(args: &DoctorArgs, printer: &Printer) -> Result<u8, Failure> {
+pub(super) fn run(_: &DoctorArgs, printer: &Printer) -> Result<u8, Failure> {
     // The caller may have ignored SIGCHLD; the probe waits for a child.
     signal::expect_children();
     let rungs = containment::rungs();
     // Making it is what the first run would do; what is wrong with it is said as that would say it.
     let root = Root::open()?;
     let state = root.path().display().to_string();
-    if args.json {
+    if printer.is_json() {
         let rungs: Vec<Value> = rungs.iter().map(document).collect();
         printer.document("rungs", Value::Array(rungs));
     } else {

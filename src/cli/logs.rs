@@ -2,19 +2,16 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
 
 use super::args::LogsArgs;
+use super::lines;
 use super::printer::Printer;
 use super::select;
 use crate::exit;
 use crate::failure::Failure;
 use crate::registry::record::State;
-use crate::registry::seen::SeenRun;
-use crate::sys::process::Pidfd;
-use crate::sys::{files, waits};
+use crate::sys::files;
 
 pub(super) fn run(args: &LogsArgs, printer: &Printer) -> Result<u8, Failure> {
     let mut runs = select::runs(args.run.as_deref(), &args.common)?;
@@ -30,24 +27,26 @@ pub(super) fn run(args: &LogsArgs, printer: &Printer) -> Result<u8, Failure> {
     let record = run.record.as_ref().map_err(|error| Failure::from(error.clone()))?;
     let Some(path) = record.log.clone() else {
         let message = format!("run {} has no log", run.id);
-        return Err(Failure {
-            kind: "no_log",
-            message,
-            hint: Some("start it with --log FILE".to_owned()),
-            code: exit::USAGE,
-        });
+        return Err(Failure::new("no_log", message, Some("start it with --log FILE"), exit::USAGE));
     };
-    let unreadable = |error: std::io::Error| Failure {
-        kind: "no_log",
-        message: format!("cannot read {path}: {error}"),
-        hint: Some("was it moved?".to_owned()),
-        code: exit::SOMETHING_REMAINS,
+    if lines::has_some(&run) {
+        return lines::show(&run, &args.lines, printer);
+    }
+    if args.lines.chooses() {
+        let hint = "it is a file as any other: use tail and grep";
+        return Err(Failure::usage(format!("the log of run {} has no times and streams", run.id), hint));
+    }
+    let unreadable = |error: std::io::Error| {
+        let message = format!("cannot read {path}: {error}");
+        Failure::new("no_log", message, Some("was it moved?"), exit::SOMETHING_REMAINS)
     };
     let mut file = File::open(&path).map_err(unreadable)?;
     let mut output = Output { printer, begun: Vec::new() };
-    print_rest(&mut file, &mut output).map_err(unreadable)?;
-    if args.follow && run.state != State::Finished {
-        follow(&run, Path::new(&path), &mut file, &mut output).map_err(unreadable)?;
+    let mut more = || print_rest(&mut file, &mut output);
+    more().map_err(unreadable)?;
+    if args.lines.follow && run.state != State::Finished {
+        let changes = files::Changes::of(Path::new(&path)).map_err(unreadable)?;
+        lines::follow(&run, &changes, &mut more).map_err(unreadable)?;
     }
     output.finish();
     Ok(0)
@@ -97,30 +96,5 @@ fn print_rest(file: &mut File, output: &mut Output<'_>) -> std::io::Result<bool>
         if !output.take(&buffer[..length]) {
             return Ok(false);
         }
-    }
-}
-
-/// Prints what is added until nobody supervises the run; sleeps until the file or a keeper changes.
-fn follow(run: &SeenRun, path: &Path, file: &mut File, output: &mut Output<'_>) -> std::io::Result<()> {
-    let changes = files::Changes::of(path)?;
-    let record = run.record.as_ref().ok();
-    let keepers = record.into_iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
-    let mut pinned: Vec<_> = keepers.filter_map(|keeper| keeper.pin()).collect();
-    loop {
-        // Who is dead before the lock is asked after needs no more waiting for.
-        pinned.retain(Pidfd::is_alive);
-        let over = !run.is_supervised();
-        if !print_rest(file, output)? || over {
-            return Ok(());
-        }
-        // A reader that has gone (`| head`) is seen by the hang-up of stdout.
-        let stdout = std::io::stdout();
-        let mut fds = vec![(stdout.as_fd(), false), (changes.as_fd(), true)];
-        fds.extend(pinned.iter().map(|pidfd| (pidfd.as_fd(), true)));
-        let unseen = pinned.is_empty().then_some(Duration::from_millis(100));
-        if waits::any(&fds, unseen)?[0] {
-            return Ok(());
-        }
-        changes.clear();
     }
 }

@@ -2,7 +2,9 @@
 
 mod args;
 mod doctor;
+mod lines;
 mod logs;
+mod options;
 mod person;
 mod port;
 mod printer;
@@ -10,6 +12,7 @@ mod ps;
 mod renew;
 mod run;
 mod select;
+mod server;
 mod status;
 mod stop;
 mod sweep;
@@ -24,18 +27,21 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 
+use crate::env as vars;
 use crate::exit::Ending;
 use crate::failure::Failure;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
 use crate::sys::signal;
-use args::{PortVerb, RunCli, Verb, VerbCli};
+use args::{PortVerb, Verb, VerbCli};
+use options::RunCli;
 use printer::Printer;
 
 /// Words that are verbs as the very first argument. Those of `LATER` are kept for what is to come, so
 /// that a command of that name does not change its meaning one day.
-const VERBS: [&str; 10] = ["run", "ps", "status", "stop", "renew", "logs", "wait", "port", "sweep", "doctor"];
-const LATER: [&str; 3] = ["server", "session", "mcp"];
+const VERBS: [&str; 11] =
+    ["run", "ps", "status", "stop", "renew", "logs", "wait", "port", "server", "sweep", "doctor"];
+const LATER: [&str; 2] = ["session", "mcp"];
 
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
@@ -66,7 +72,7 @@ fn run_form(words: Vec<OsString>) -> ExitCode {
 }
 
 fn verb_form(words: Vec<OsString>) -> ExitCode {
-    let json = words.iter().any(|word| word == OsStr::new("--json"));
+    let json = asks_for_json(&words);
     let verb = match VerbCli::try_parse_from(words) {
         Err(error) => return explain(&error, Form::Verb { json }),
         Ok(cli) => cli.verb,
@@ -84,10 +90,15 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
         Verb::Renew(args) => renew::run(&args, &printer),
         Verb::Logs(args) => logs::run(&args, &printer),
         Verb::Port(verb) => port::run(&verb, &printer),
+        Verb::Server(verb) => return server::run(verb, &printer),
         Verb::Sweep(args) => sweep::run(&args, &printer),
         Verb::Doctor(args) => doctor::run(&args, &printer),
         Verb::Wait(args) => wait::run(&args, &printer),
     };
+    finish(done, &printer)
+}
+
+fn finish(done: Result<u8, Failure>, printer: &Printer) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -95,6 +106,13 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// What follows `--` is a command's.
+fn asks_for_json(words: &[OsString]) -> bool {
+    let own = words.iter().take_while(|word| *word != OsStr::new("--"));
+    let variable = env::var_os(vars::JSON).is_some_and(|value| !value.is_empty() && value != *"0");
+    variable || own.into_iter().any(|word| word == OsStr::new("--json"))
 }
 
 fn fail(failure: &Failure) -> ExitCode {

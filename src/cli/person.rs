@@ -3,6 +3,7 @@
 use std::io::{BufRead, IsTerminal, Write, stderr, stdin};
 
 use crate::guard::say;
+use crate::owner;
 use crate::port::claim::Person;
 use crate::run::Verbosity;
 use crate::sys::tty::{self, Terminal};
@@ -17,7 +18,8 @@ pub(super) struct AtTerminal {
 impl AtTerminal {
     pub(super) fn is_there() -> bool {
         let in_front = || Terminal::open().is_some_and(|it| it.foreground() == Some(tty::own_group()));
-        stdin().is_terminal() && stderr().is_terminal() && in_front()
+        // An agent may have given us a terminal that nobody looks at.
+        stdin().is_terminal() && stderr().is_terminal() && in_front() && !owner::is_agents()
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
+use super::view::is_unseen;
 use crate::failure::Failure;
 use crate::guard::say;
 
@@ -14,6 +15,11 @@ const ANSWER_VERSION: u32 = 1;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Printer {
     json: bool,
+}
+
+/// Nothing in somebody's output may move the cursor of who only reads of it.
+fn shown(line: &str) -> String {
+    strip_ansi_escapes::strip_str(line).chars().filter(|c| !is_unseen(*c) || *c == '\t').collect()
 }
 
 impl Printer {
@@ -34,7 +40,13 @@ impl Printer {
     /// Prints one versioned document, with `value` under `key`.
     pub(super) fn document(self, key: &'static str, value: Value) {
         // The version comes first, so that a reader of the beginning knows what follows.
-        self.answer(&format!("{{\"version\":{ANSWER_VERSION},\"{key}\":{value}}}"));
+        self.fields(&[(key, value)]);
+    }
+
+    /// Prints one versioned document with these fields.
+    pub(super) fn fields(self, fields: &[(&str, Value)]) {
+        let fields: String = fields.iter().map(|(key, value)| format!(",\"{key}\":{value}")).collect();
+        self.answer(&format!("{{\"version\":{ANSWER_VERSION}{fields}}}"));
     }
 
     /// Prints bytes as they are. A reader that has gone (`| head`) is no error of ours; false tells of it.
@@ -51,8 +63,14 @@ impl Printer {
     /// Tells what went wrong: a line for the person, and for a program a document too.
     pub(super) fn failure(self, failure: &Failure) {
         if self.json {
-            let Failure { kind, message, hint, .. } = failure;
-            self.document("error", json!({ "kind": kind, "message": message, "hint": hint }));
+            let Failure { kind, message, hint, log, .. } = failure;
+            let mut error = json!({ "kind": kind, "message": message, "hint": hint });
+            if !log.is_empty() {
+                error["log"] = json!(log);
+            }
+            self.document("error", error);
+        } else {
+            failure.log.iter().for_each(|line| say(&format!("| {}", shown(line))));
         }
         say(&failure.line());
     }

@@ -27,7 +27,7 @@ pub(super) fn run(args: &RenewArgs, printer: &Printer) -> Result<u8, Failure> {
             _ => format!("nobody supervises run {title} any more"),
         };
         let hint = Some("nothing was renewed".to_owned());
-        return Err(Failure { kind: "not_running", message, hint, code: exit::NOT_RUNNING });
+        return Err(Failure { kind: "not_running", message, hint, code: exit::NOT_RUNNING, log: Vec::new() });
     }
     for run in &mut runs {
         ask(&run.directory, Request::Renew { ttl_s: ttl.map(|span| span.as_secs_f64()) })?;

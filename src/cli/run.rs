@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::args::RunCli;
+use super::options::{RunCli, RunOptions};
 use super::person::AtTerminal;
 use crate::exit::Ending;
 use crate::failure::Failure;
@@ -11,17 +11,18 @@ use crate::guard::say;
 use crate::launch::{self, LaunchError};
 use crate::ports;
 use crate::run::{RunSpec, Verbosity, parse_name};
+use crate::service::{Check, parse_check};
 use crate::settings::{self, Layer, Origin, Resolved, SettingError};
 use crate::sys::files;
 
 pub(super) fn run(mut cli: RunCli) -> Result<Ending, Failure> {
-    let flags = layer(&mut cli);
+    let flags = layer(&mut cli.options);
     let resolved =
         if cli.flags_alone { Resolved::of(flags) } else { settings::resolve(flags).map_err(of_run)? };
     let started = cli.started_fd.and_then(files::take_descriptor);
-    let mut spec = spec(cli).map_err(Failure::of_run_form)?;
+    let mut spec = spec(cli.options, cli.command).map_err(Failure::of_run_form)?;
     resolved.apply(&mut spec).map_err(of_run)?;
-    spec.scratch |= !spec.copies.is_empty();
+    complete(&mut spec).map_err(Failure::of_run_form)?;
     if spec.verbosity == Verbosity::Verbose {
         resolved.explain().iter().for_each(|line| say(line));
     }
@@ -38,7 +39,7 @@ fn of_run(error: SettingError) -> Failure {
 }
 
 /// Takes the flags that are settings too.
-fn layer(cli: &mut RunCli) -> Layer {
+pub(super) fn layer(cli: &mut RunOptions) -> Layer {
     let values = [
         ("ttl", &mut cli.ttl),
         ("idle", &mut cli.idle),
@@ -51,6 +52,8 @@ fn layer(cli: &mut RunCli) -> Layer {
         ("claim", &mut cli.claim),
         ("port_range", &mut cli.port_range),
         ("protect", &mut cli.protect),
+        ("ready_timeout", &mut cli.ready_timeout),
+        ("health_interval", &mut cli.health_interval),
         ("memory", &mut cli.memory),
         ("cpu", &mut cli.cpu),
         ("pids", &mut cli.pids),
@@ -73,9 +76,9 @@ fn layer(cli: &mut RunCli) -> Layer {
 }
 
 /// Takes the flags that are of one run alone.
-fn spec(cli: RunCli) -> Result<RunSpec, Failure> {
-    let mut spec = RunSpec::new(cli.command);
-    if spec.command[0].is_empty() {
+pub(super) fn spec(cli: RunOptions, command: Vec<OsString>) -> Result<RunSpec, Failure> {
+    let mut spec = RunSpec::new(command);
+    if spec.command.first().is_some_and(|program| program.is_empty()) {
         return Err(Failure::usage("the command is an empty word", "name a program"));
     }
     let name = cli.name.map(|name| parse_name(&name)).transpose();
@@ -85,6 +88,8 @@ fn spec(cli: RunCli) -> Result<RunSpec, Failure> {
     let choices = cli.ports.iter().map(|text| ports::parse_choice(text)).collect::<Result<_, _>>();
     spec.ports =
         choices.map_err(|error| Failure::usage(format!("--port: {error}"), "nothing was started"))?;
+    spec.service.ready = checks("--ready", &cli.ready)?;
+    spec.service.health = checks("--health", &cli.health)?;
     spec.force = cli.force;
     spec.steal = cli.steal;
     spec.copies = cli.copies;
@@ -95,6 +100,20 @@ fn spec(cli: RunCli) -> Result<RunSpec, Failure> {
         spec.verbosity = Verbosity::Verbose;
     }
     Ok(spec)
+}
+
+/// Puts what follows from one thing into another, and finds what cannot go together.
+pub(super) fn complete(spec: &mut RunSpec) -> Result<(), Failure> {
+    spec.scratch |= !spec.copies.is_empty();
+    match spec.service.fault(!spec.ports.is_empty()) {
+        Some(fault) => Err(Failure::usage(fault, "nothing was started")),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn checks(flag: &str, texts: &[String]) -> Result<Vec<Check>, Failure> {
+    let parsed = texts.iter().map(|text| parse_check(text)).collect::<Result<_, _>>();
+    parsed.map_err(|error| Failure::usage(format!("{flag}: {error}"), "nothing was started"))
 }
 
 fn absolute(path: std::path::PathBuf) -> std::path::PathBuf {

@@ -37,7 +37,12 @@ fn code(run: &SeenRun) -> u8 {
     match run.state {
         State::Orphaned => exit::DEAD_WITH_REMAINS,
         State::Finished => exit::NOT_RUNNING,
-        State::Starting | State::Running | State::Stopping => 0,
+        State::Starting
+        | State::Running
+        | State::Ready
+        | State::Unhealthy
+        | State::Restarting
+        | State::Stopping => 0,
     }
 }
 

@@ -71,14 +71,14 @@ fn selected(args: &StopArgs) -> Result<Vec<SeenRun>, Failure> {
     select::live(&Filter::of(&args.common)?)
 }
 
-fn title(run: &SeenRun) -> String {
+pub(super) fn title(run: &SeenRun) -> String {
     match run.record.as_ref().ok().and_then(|record| record.name.as_ref()) {
         Some(name) => format!("{name} ({})", run.id),
         None => run.id.to_string(),
     }
 }
 
-fn outcome(run: &SeenRun) -> String {
+pub(super) fn outcome(run: &SeenRun) -> String {
     let end = run.record.as_ref().ok().and_then(|record| record.end.as_ref());
     match end {
         Some(end) if end.verified && end.killed > 0 => {

@@ -23,18 +23,11 @@ pub(super) fn json(run: &SeenRun, usage: Option<Usage>, idle_s: Option<f64>) -> 
     value
 }
 
-/// Fields of every answer that a run of this kind does not have.
-const ABSENT: [&str; 1] = ["ready_at"];
-
 fn record_json(record: &Record) -> Value {
     // A record was made of JSON or can be: its maps have string keys only.
     let mut value = serde_json::to_value(record).unwrap_or_default();
-    for field in ABSENT {
-        value[field] = Value::Null;
-    }
     value["port"] = json!(record.ports.first());
     value["url"] = json!(record.url());
-    value["restarts"] = json!(0);
     value
 }
 

@@ -53,6 +53,7 @@ fn wait(run: &mut SeenRun, timeout: Option<Duration>) -> Result<u8, Failure> {
                 message: format!("run {} is not supervised any more and its end is not known", run.id),
                 hint: Some("agent-run status tells what is left".to_owned()),
                 code: exit::SOMETHING_REMAINS,
+                log: Vec::new(),
             }),
         },
         Err(error) => Err(error.clone().into()),

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::{Answer, LONGEST_LINE, Request, decode, encode};
-use crate::registry::record::State;
 use crate::registry::seen::SeenRun;
 use crate::registry::store::SOCKET;
 use crate::sys::{net, process, waits};
@@ -69,7 +68,7 @@ pub fn ask_until_released(run: &mut SeenRun, request: &Request) -> Result<bool, 
 
 /// True if `run` goes on without a socket: it is made before the record says that the command runs.
 fn has_none(run: &SeenRun, error: &io::Error) -> bool {
-    let runs = run.record.as_ref().is_ok_and(|record| record.state == State::Running);
+    let runs = run.record.as_ref().is_ok_and(|record| record.leader.is_some());
     runs && error.kind() == io::ErrorKind::NotFound
 }
 

@@ -1,11 +1,14 @@
 //! What guard and supervisor tell each other, one packet a message. The channel's end is the other
 //! one's death.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Ending;
+use crate::run::RunId;
 use crate::sys::clock::BootTime;
 use crate::sys::net::{Packets, Received};
 use crate::sys::process::Pid;
@@ -50,6 +53,44 @@ pub enum ToGuard {
         /// Whether the terminal's modes are put back: the leader could not do it itself.
         restore_modes: bool,
     },
+}
+
+/// What whoever launches a run hears of it, one line a message.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToLauncher {
+    /// The command has been started.
+    Started(RunId),
+    /// Nothing was, and nothing is left.
+    Failed {
+        /// What `agent-run` returns for it.
+        code: u8,
+        /// Why.
+        message: String,
+    },
+    /// Another run was faster to take the name.
+    NameTaken {
+        /// The name.
+        name: String,
+        /// That run.
+        holder: RunId,
+    },
+}
+
+impl ToLauncher {
+    /// Writes it; whoever wanted to know may have gone.
+    pub fn send(&self, mut to: &File) {
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        let _ = to.write_all(&line);
+    }
+
+    /// Reads it; `None` if who should have written it died first.
+    pub fn receive(from: impl Read) -> Option<ToLauncher> {
+        let mut line = String::new();
+        BufReader::new(from).read_line(&mut line).ok()?;
+        serde_json::from_str(&line).ok()
+    }
 }
 
 /// From the guard.

@@ -43,6 +43,11 @@ pub enum Request {
         /// Seconds; null for no lease.
         ttl_s: Option<f64>,
     },
+    /// End the command and start it again, on the same port.
+    Restart {
+        /// As of `stop`.
+        grace_s: Option<f64>,
+    },
     /// Say what only the supervisor knows.
     Live,
 }

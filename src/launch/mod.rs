@@ -3,7 +3,10 @@
 //! [`here`] makes this process the guard. That needs a process without other threads and children, so a
 //! library's host cannot do it: it uses [`crate::client`], which starts the `agent-run` binary.
 
+mod background;
 mod places;
+
+pub use background::in_background;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter};
@@ -16,6 +19,7 @@ use crate::ending::Events;
 use crate::exit::Ending;
 use crate::guard::{self, Guard, Keeper, Senses};
 use crate::limits::Limits;
+use crate::output;
 use crate::owner::{self, OwnerError, Pinned};
 use crate::port::claim::{ClaimError, Person};
 use crate::ports::ClaimMode;
@@ -114,6 +118,14 @@ pub enum LaunchError {
         /// Why not.
         source: StopError,
     },
+    /// It was not started in the background.
+    #[error("{message}")]
+    NotStarted {
+        /// What `agent-run` returns.
+        code: u8,
+        /// Why not.
+        message: String,
+    },
     /// A signal came before the command was started.
     #[error("interrupted by {0}")]
     Interrupted(Signal),
@@ -127,8 +139,21 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> LaunchError {
 /// has been started, the run's id is written to `started`. `person` is asked before somebody is displaced. This
 /// process must have one thread.
 pub fn here(mut spec: RunSpec, started: Option<File>, person: &dyn Person) -> Result<Ending, LaunchError> {
+    let given = take(&mut spec, started, person)?;
+    // From here on nothing interrupts: what has come is looked at where it can be answered.
+    signal::block_all();
+    // "No child left" is our proof that the tree is gone, so we must not have had children before
+    // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
+    if process::own_pid() == 1 || children::any_child_exists() {
+        return mirror(spec, given);
+    }
+    guard(spec, given)
+}
+
+/// Finds what is wrong, and takes what others may have.
+fn take(spec: &mut RunSpec, started: Option<File>, person: &dyn Person) -> Result<Given, LaunchError> {
     signal::expect_children();
-    check(&spec)?;
+    check(spec)?;
     if !process::proc_is_ours() {
         return Err(LaunchError::ForeignProc);
     }
@@ -140,16 +165,8 @@ pub fn here(mut spec: RunSpec, started: Option<File>, person: &dyn Person) -> Re
     // Before the ports are taken: it goes on for a while, and what is forked has all that we have.
     recover::recover_all_now_and_then(&root);
     // Nothing is made yet, so a Ctrl-C at a question just ends us.
-    let claims = places::take(&root, &mut spec, person)?;
-    // From here on nothing interrupts: what has come is looked at where it can be answered.
-    signal::block_all();
-    let given = Given { owner, claims, root, files: Files { log, events, started } };
-    // "No child left" is our proof that the tree is gone, so we must not have had children before
-    // (`sleep 9 & exec agent-run ...`) nor be the one that orphans of others come to.
-    if process::own_pid() == 1 || children::any_child_exists() {
-        return mirror(spec, given);
-    }
-    guard(spec, given)
+    let claims = places::take(&root, spec, person)?;
+    Ok(Given { owner, claims, root, files: Files { log, events, started } })
 }
 
 /// What was opened and taken before anything was made.
@@ -186,7 +203,11 @@ fn guard(spec: RunSpec, given: Given) -> Result<Ending, LaunchError> {
     children::become_subreaper().map_err(system("become a subreaper"))?;
     let plan = Plan::of(&spec);
     let (owner, pinned) = owner.map(|found| (found.owner, found.handle)).unzip();
+    let place = root.path().to_owned();
     let mut run = LiveRun::create(root, &spec, &start_directory(&spec), &|record| {
+        if spec.background {
+            record.log = Some(output::path_of(&place, "runs", &record.id, output::LOG));
+        }
         record.parents = rundir::parents_from_environment();
         record.owner = owner.clone();
         record.ports = claims.iter().map(Reservation::port).collect();
@@ -253,7 +274,8 @@ struct Files {
     started: Option<File>,
 }
 
-const FATAL: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
+/// Signals that end what is being started.
+pub const FATAL: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
 
 fn prepare(spec: &RunSpec, run: &LiveRun, log: Option<&File>) -> Result<Prepared, LaunchError> {
     let heeded: Vec<Signal> = FATAL.into_iter().filter(|signal| !inherit::ignored(*signal)).collect();
@@ -341,7 +363,8 @@ fn start(
     }
 }
 
-fn start_directory(spec: &RunSpec) -> PathBuf {
+/// Returns where the command of `spec` starts, unless that is the managed directory.
+pub fn start_directory(spec: &RunSpec) -> PathBuf {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     match &spec.chdir {
         Some(directory) => here.join(directory),

@@ -10,7 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::exit::{Ending, Reason};
 use crate::limits::Limits;
 use crate::ports::ClaimMode;
-use crate::run::{Keep, RunId, RunSpec};
+use crate::run::{Keep, Kind, RunId, RunSpec};
+use crate::service::Restart;
 use crate::sys::clock::BootTime;
 use crate::sys::process::{self, Pid, ProcessRef};
 use crate::sys::signal::Signal;
@@ -53,22 +54,20 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// What a run is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A command in the foreground.
-    Run,
-}
-
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Nothing has been started yet.
     Starting,
-    /// The leader lives.
+    /// The leader lives; of a server, it is not ready yet as long as it is `starting`.
     Running,
+    /// It serves.
+    Ready,
+    /// It was ready, and does not answer as it should.
+    Unhealthy,
+    /// It has ended and is started again.
+    Restarting,
     /// The teardown goes on.
     Stopping,
     /// Nobody supervises it any more. Never on disk: it is seen by the lock.
@@ -83,6 +82,9 @@ impl State {
         match self {
             State::Starting => "starting",
             State::Running => "running",
+            State::Ready => "ready",
+            State::Unhealthy => "unhealthy",
+            State::Restarting => "restarting",
             State::Stopping => "stopping",
             State::Orphaned => "orphaned",
             State::Finished => "finished",
@@ -111,6 +113,19 @@ pub struct Owner {
     /// The process.
     #[serde(flatten)]
     pub process: ProcessRef,
+}
+
+/// The last look at a server's health.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether it was as it should be.
+    pub ok: bool,
+    /// When.
+    pub at: Timestamp,
+    /// How long it took to answer, in milliseconds.
+    pub latency_ms: u64,
+    /// What was wrong.
+    pub why: Option<String>,
 }
 
 /// A limit of the tree, and how far it was exceeded.
@@ -212,6 +227,27 @@ pub struct Record {
     /// How they are kept until the command binds them.
     #[serde(default)]
     pub claim: Option<ClaimMode>,
+    /// When it got ready, the last time that it was started.
+    #[serde(default)]
+    pub ready_at: Option<Timestamp>,
+    /// What makes it ready.
+    #[serde(default)]
+    pub ready: Vec<String>,
+    /// What makes it healthy.
+    #[serde(default)]
+    pub health_checks: Vec<String>,
+    /// The last look at its health.
+    #[serde(default)]
+    pub health: Option<Health>,
+    /// Whether it is started again.
+    #[serde(default)]
+    pub restart: Restart,
+    /// How often it was.
+    #[serde(default)]
+    pub restarts: u32,
+    /// How it ended before it was started again the last time, or why it is not ready.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// The managed directory; null once it has been removed.
     pub dir: Option<String>,
     /// What becomes of it.
@@ -231,7 +267,7 @@ impl Record {
             version: VERSION,
             id,
             name: spec.name.clone(),
-            kind: Kind::Run,
+            kind: spec.kind,
             state: State::Starting,
             command: spec.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
             cwd: cwd.to_string_lossy().into_owned(),
@@ -254,6 +290,13 @@ impl Record {
             cgroup: None,
             ports: Vec::new(),
             claim: None,
+            ready_at: None,
+            ready: spec.service.ready.iter().map(ToString::to_string).collect(),
+            health_checks: spec.service.health.iter().map(ToString::to_string).collect(),
+            health: None,
+            restart: spec.service.restart,
+            restarts: 0,
+            trouble: None,
             dir: None,
             keep: spec.keep,
             log: spec.log.as_ref().map(|path| path.to_string_lossy().into_owned()),

@@ -57,6 +57,17 @@ impl Root {
         Ok(Root { path: path.to_owned(), directory, runs, ended })
     }
 
+    /// Waits until nobody else starts a server called `name`; as long as what is returned lives, nobody does.
+    pub fn turn_of(&self, name: &str) -> io::Result<File> {
+        let file = files::open_shared_in(&self.directory, "servers.lock")?;
+        // FNV-1a: the same in every version of this program. Two names with one number only wait for each other.
+        let number = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        while !files::wait_for_byte(&file, number >> 2)? {}
+        Ok(file)
+    }
+
     /// Returns whether nobody has looked for orphans within `span`, and notes that we do now.
     pub(crate) fn is_time_to_look(&self, span: Duration) -> bool {
         let stamp = self.path.join("looked");

@@ -4,17 +4,19 @@
 //! every look asks the kernel for all of them. Nothing here polls: without an idle time or a teardown the
 //! loop sleeps until something happens or the lease ends.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use super::checker::{Checker, Told};
 use super::lookout::Lookout;
 use super::machine::{Action, Event, Machine, Policy, Verdict};
 use super::meter::{Excess, Meter};
-use super::relay::Relay;
+use super::outputs::Outputs;
 use super::requests::{self, Asked};
 use super::{Claims, Handover, Supervised};
 use crate::control::link::{Heard, Link, ToGuard, ToSupervisor};
@@ -40,8 +42,8 @@ use crate::teardown::progress::KILL_FOR;
 
 /// Supervises the command to its end, and returns the channel with the last word for the guard.
 pub(super) fn drive(handover: Handover, supervised: Supervised) -> (Link, ToGuard) {
-    let Supervised { leader, control, relay, lease, namespace } = supervised;
-    let mut driver = Driver::new(handover, leader, relay, lease, namespace);
+    let Supervised { leader, control, outputs, lease, namespace } = supervised;
+    let mut driver = Driver::new(handover, leader, outputs, lease, namespace);
     // A short command may be over before there is anything to wait by.
     driver.look_at_children();
     if driver.machine.verdict().is_none() {
@@ -55,22 +57,30 @@ pub(super) fn drive(handover: Handover, supervised: Supervised) -> (Link, ToGuar
     driver.conclude()
 }
 
-struct Driver {
-    spec: RunSpec,
-    run: LiveRun,
-    link: Link,
-    events: Events,
-    relay: Option<Relay>,
-    leader: Pid,
-    machine: Machine,
-    tree: ProcessTree,
+pub(super) struct Driver {
+    pub(super) spec: RunSpec,
+    pub(super) run: LiveRun,
+    pub(super) link: Link,
+    pub(super) events: Events,
+    pub(super) outputs: Outputs,
+    pub(super) leader: Pid,
+    pub(super) machine: Machine,
+    pub(super) tree: ProcessTree,
     callers: super::CallersTerminal,
     owner: Option<Pidfd>,
     /// Held until the run is over.
-    _claims: Claims,
+    pub(super) claims: Claims,
+    /// Whether the kernel holds the limits of the tree.
+    pub(super) limited: bool,
     lookout: Option<Lookout>,
-    meter: Option<Meter>,
-    exceeded: Option<Exceeded>,
+    pub(super) meter: Option<Meter>,
+    pub(super) exceeded: Option<Exceeded>,
+    pub(super) checker: Option<Checker>,
+    /// What the checker says, and how.
+    told: mpsc::UnboundedReceiver<Told>,
+    pub(super) tell: mpsc::UnboundedSender<Told>,
+    /// Commands of checks that run.
+    pub(super) probes: HashMap<Pid, oneshot::Sender<Ended>>,
     guard_lost: bool,
     /// It had it when the guard was lost.
     leader_had_terminal: bool,
@@ -82,7 +92,7 @@ impl Driver {
     fn new(
         handover: Handover,
         leader: Pid,
-        relay: Option<Relay>,
+        outputs: Outputs,
         lease: Option<lease::Lease>,
         namespace: Option<(Pid, Lifeline)>,
     ) -> Driver {
@@ -92,6 +102,8 @@ impl Driver {
         let machine = Machine::new(Policy::of(&spec), lease, now);
         let meter = Meter::of(&spec.limits, cell.as_ref(), now);
         let (init, lifeline) = namespace.unzip();
+        let (tell, told) = mpsc::unbounded_channel();
+        let limited = cell.as_ref().is_some_and(|cell| cell.limited);
         let tree = ProcessTree::new(
             Some(leader),
             Bounds {
@@ -106,13 +118,18 @@ impl Driver {
             run,
             link,
             events,
-            relay,
+            outputs,
             leader,
             machine,
             tree,
             callers,
             owner,
-            _claims: claims,
+            claims,
+            limited,
+            checker: None,
+            told,
+            tell,
+            probes: HashMap::new(),
             lookout,
             meter,
             exceeded: None,
@@ -134,6 +151,7 @@ impl Driver {
         if let Some(control) = control {
             tokio::spawn(requests::serve(tokio::net::UnixListener::from_std(control)?, asked));
         }
+        self.check();
         // What happened before the queue was open.
         self.look_at_children();
         while self.machine.verdict().is_none() {
@@ -143,8 +161,9 @@ impl Driver {
                 ready = signals.wait() => { ready?; self.take_signals(&queue); }
                 ready = guard.wait(), if !self.guard_lost => { ready?; self.listen_to_guard(); }
                 ready = ticks.wait() => { ready?; timer.clear(); self.tick(); }
-                ready = gone(owner.as_ref()), if self.machine.is_running() => { ready?; self.take_in(Event::OwnerGone); }
+                ready = gone(owner.as_ref()), if self.machine.goes_on() => { ready?; self.take_in(Event::OwnerGone); }
                 Some(asked) = requests.recv() => self.answer(asked),
+                Some(told) = self.told.recv() => self.hear(told),
             }
         }
         Ok(())
@@ -174,14 +193,17 @@ impl Driver {
 
     /// Takes `event` in and carries out what follows. An empty tree is noticed first: then nothing of it
     /// needs doing, and a run of one process ends without a look at /proc.
-    fn take_in(&mut self, event: Event) {
+    pub(super) fn take_in(&mut self, event: Event) {
         let actions = self.machine.step(event, BootTime::now());
         self.carry_out(actions);
     }
 
     fn carry_out(&mut self, actions: Vec<Action>) {
         if !self.machine.is_running() && self.tree.leader_ended().is_some() && self.tree.is_empty() {
-            self.machine.step(Event::TreeEmpty, BootTime::now());
+            // Either it is over, or it is started again.
+            for action in self.machine.step(Event::TreeEmpty, BootTime::now()) {
+                self.act(action);
+            }
             return;
         }
         for action in actions {
@@ -216,11 +238,18 @@ impl Driver {
                 self.link.send(&ToGuard::Deadline(deadline));
             }
             Action::Sample => self.sample(),
+            Action::EnterState => self.enter_state(),
+            Action::EnterPause => self.enter_pause(),
+            Action::Start => self.start_again(),
         }
     }
 
     fn enter_teardown(&mut self, grace: Duration) {
-        self.run.record.state = State::Stopping;
+        self.checker = None;
+        self.run.record.state = match self.machine.state() {
+            State::Restarting => State::Restarting,
+            _ => State::Stopping,
+        };
         fault::step();
         // The lock says who lives; an entry that could not be written is only less exact.
         let _ = self.run.save();
@@ -239,9 +268,11 @@ impl Driver {
         self.look_at_children();
     }
 
-    fn look_at_children(&mut self) {
+    pub(super) fn look_at_children(&mut self) {
         let had_ended = self.tree.leader_ended();
-        let any = self.tree.reap();
+        let reaped = self.tree.reap();
+        self.tell_probes(&reaped);
+        let any = !reaped.is_empty();
         match self.tree.leader_ended() {
             Some(ended) if had_ended.is_none() => self.leader_ended(ended),
             _ if any || had_ended.is_some() => self.take_in(Event::SomethingEnded),
@@ -270,9 +301,7 @@ impl Driver {
     }
 
     fn leader_ended(&mut self, ended: Ended) {
-        if let Some(relay) = &mut self.relay {
-            relay.leader_ended();
-        }
+        self.outputs.leader_ended();
         let refused = self.meter.as_ref().and_then(|meter| meter.refused_by_kernel(self.tree.leaf()));
         if let Some(excess) = refused.filter(|_| self.machine.is_running()) {
             // The kernel may have killed all of the tree, and then the run is over with this.
@@ -334,13 +363,14 @@ impl Driver {
                 self.take_in(Event::Stop { grace: grace_s.and_then(seconds), reason });
                 Answer::Done
             }
-            Request::Renew { .. } if !self.machine.is_running() => {
+            Request::Renew { .. } if !self.machine.goes_on() => {
                 Answer::Refused { message: "the run is ending".to_owned() }
             }
             Request::Renew { ttl_s } => {
                 self.take_in(Event::Renew(ttl_s.and_then(seconds)));
                 Answer::Done
             }
+            Request::Restart { grace_s } => self.restart(grace_s.and_then(seconds)),
             Request::Live => {
                 let idle = self.machine.idle_for(BootTime::now());
                 Answer::Live { idle_s: idle.map(|span| span.as_secs_f64()) }
@@ -368,9 +398,10 @@ impl Driver {
             // `watch` and `end_blindly` return with one; without, the guard takes over.
             crate::sys::signal::exit_now(1)
         };
-        if let Some(relay) = self.relay.take() {
+        self.checker = None;
+        if self.outputs.is_open() {
             self.link.send(&ToGuard::Finishing);
-            relay.finish(self.spec.grace.max(Duration::from_secs(1)));
+            self.outputs.finish(self.spec.grace.max(Duration::from_secs(1)));
         }
         let survivors = if verdict.verified { Vec::new() } else { self.tree.survivors() };
         fault::step();

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use crate::exit::{self, Ending, Facts, Reason};
 use crate::lease::Lease;
+use crate::registry::record::State;
 use crate::run::RunSpec;
+use crate::service::Restart;
 use crate::sys::children::Ended;
 use crate::sys::clock::BootTime;
 use crate::sys::signal::Signal;
@@ -13,6 +15,12 @@ use crate::teardown::progress::{Due, Progress, look_after};
 /// A signal that comes again within this time is the same press, told twice: `timeout -s INT` signals the
 /// process and then its group, npm repeats to its child what the terminal has sent to both.
 const SAME_PRESS: Duration = Duration::from_millis(200);
+
+/// A failure after this time of health is the first one again.
+const HEALTHY_FOR: Duration = Duration::from_secs(60);
+/// Before the first restart in a row; before each other one twice the time, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Something happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +52,19 @@ pub enum Event {
     Renew(Option<Duration>),
     /// The tree has read or written, or somebody asked for something.
     Activity,
+    /// All that makes it ready is true.
+    Ready,
+    /// What makes it healthy was found true, or false.
+    Health(bool),
+    /// Somebody asked for another start.
+    Restart {
+        /// In place of the run's own.
+        grace: Option<Duration>,
+    },
+    /// The command was started again.
+    Started,
+    /// It could not be.
+    StartFailed,
 }
 
 /// Something is to be done.
@@ -77,6 +98,12 @@ pub enum Action {
     EnterDeadline,
     /// Look if the tree has read or written.
     Sample,
+    /// Enter the state, and tell who listens.
+    EnterState,
+    /// Nothing is left, and the command is to be started again: tidy up, enter the state, tell the guard.
+    EnterPause,
+    /// Start the command again; [`Event::Started`] or [`Event::StartFailed`] follows.
+    Start,
 }
 
 /// How the run ended, as far as decisions go.
@@ -105,6 +132,14 @@ pub struct Policy {
     pub preserve_status: bool,
     /// Whether SIGXCPU means our own limit.
     pub cpu_time_limited: bool,
+    /// Whether somebody waits until it is ready.
+    pub gets_ready: bool,
+    /// How long that may take.
+    pub ready_timeout: Option<Duration>,
+    /// Whether it is started again.
+    pub restart: Restart,
+    /// How often in a row.
+    pub max_restarts: Option<u32>,
 }
 
 impl Policy {
@@ -116,6 +151,10 @@ impl Policy {
             idle: spec.idle,
             preserve_status: spec.preserve_status,
             cpu_time_limited: spec.limits.cpu_time.is_some(),
+            gets_ready: spec.gets_ready(),
+            ready_timeout: spec.service.ready_timeout,
+            restart: spec.service.restart,
+            max_restarts: spec.service.max_restarts,
         }
     }
 }
@@ -131,14 +170,64 @@ pub struct Machine {
     by_itself: bool,
     /// The key that ended the grace.
     pressed: Option<Signal>,
+    standing: Standing,
+    /// It got ready once: before that a failure is the end.
+    was_ready: bool,
+    /// Restarts since it was well for long.
+    in_a_row: u32,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     Running,
-    Ending { reason: Reason, first: Signal, progress: Progress, ask_at: Option<BootTime>, begun: BootTime },
+    Ending {
+        reason: Reason,
+        first: Signal,
+        progress: Progress,
+        ask_at: Option<BootTime>,
+        begun: BootTime,
+        /// What comes when nothing is left.
+        then: Then,
+    },
+    /// Nothing of it lives until it is started again.
+    Waiting {
+        until: BootTime,
+    },
     Over(Verdict),
+}
+
+/// What follows a teardown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Nothing.
+    Over,
+    /// Another start: it has failed.
+    Retry,
+    /// Another start: somebody wants it.
+    Again,
+}
+
+/// How a command that runs serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nobody asked.
+    Plain,
+    /// Not yet.
+    Starting { until: Option<BootTime> },
+    /// Since then.
+    Ready { since: BootTime },
+    /// Not any more.
+    Unhealthy,
+}
+
+impl Standing {
+    fn begin(policy: &Policy, now: BootTime) -> Standing {
+        match policy.gets_ready {
+            true => Standing::Starting { until: policy.ready_timeout.map(|span| now + span) },
+            false => Standing::Plain,
+        }
+    }
 }
 
 /// The idle time, looked at in samples.
@@ -165,7 +254,18 @@ impl Machine {
     /// A run whose leader has just been started.
     pub fn new(policy: Policy, lease: Option<Lease>, now: BootTime) -> Machine {
         let idle = policy.idle.map(|limit| IdleWatch::begin(limit, now));
-        Machine { policy, lease, idle, leader: None, by_itself: false, pressed: None, phase: Phase::Running }
+        Machine {
+            policy,
+            lease,
+            idle,
+            leader: None,
+            by_itself: false,
+            pressed: None,
+            standing: Standing::begin(&policy, now),
+            was_ready: false,
+            in_a_row: 0,
+            phase: Phase::Running,
+        }
     }
 
     /// Returns when a [`Event::Tick`] is wanted.
@@ -174,8 +274,13 @@ impl Machine {
             Phase::Running => {
                 let lease = self.lease.map(|lease| lease.deadline());
                 let look = self.idle.map(|idle| idle.next_look);
-                lease.into_iter().chain(look).min()
+                let ready = match self.standing {
+                    Standing::Starting { until } => until,
+                    _ => None,
+                };
+                lease.into_iter().chain(look).chain(ready).min()
             }
+            Phase::Waiting { until } => Some(self.lease.map_or(*until, |lease| lease.deadline().min(*until))),
             Phase::Ending { progress, ask_at, .. } => {
                 Some(ask_at.map_or(progress.wake_at(), |at| at.min(progress.wake_at())))
             }
@@ -193,9 +298,32 @@ impl Machine {
         self.idle.map(|idle| now.saturating_since(idle.last))
     }
 
-    /// Returns whether the run still runs: a lease that has ended is not renewed.
+    /// Returns whether the command runs and nobody has asked for its end.
     pub fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running)
+    }
+
+    /// Returns whether the run goes on, perhaps after another start: a lease that has ended is not renewed.
+    pub fn goes_on(&self) -> bool {
+        match self.phase {
+            Phase::Running | Phase::Waiting { .. } => true,
+            Phase::Ending { then, .. } => then != Then::Over,
+            Phase::Over(_) => false,
+        }
+    }
+
+    /// Returns where the run stands, for its record.
+    pub fn state(&self) -> State {
+        match (self.phase, self.standing) {
+            (Phase::Running, Standing::Plain) => State::Running,
+            (Phase::Running, Standing::Starting { .. }) if self.was_ready => State::Restarting,
+            (Phase::Running, Standing::Starting { .. }) => State::Starting,
+            (Phase::Running, Standing::Ready { .. }) => State::Ready,
+            (Phase::Running, Standing::Unhealthy) => State::Unhealthy,
+            (Phase::Ending { then: Then::Over, .. }, _) => State::Stopping,
+            (Phase::Ending { .. } | Phase::Waiting { .. }, _) => State::Restarting,
+            (Phase::Over(_), _) => State::Finished,
+        }
     }
 
     /// Returns how the run ended, when it has.
@@ -224,13 +352,18 @@ impl Machine {
         match event {
             Event::LeaderEnded(ended) => self.leader_ended(ended, now),
             Event::SomethingEnded => self.something_ended(now),
-            Event::TreeEmpty => self.tree_empty(),
+            Event::TreeEmpty => self.tree_empty(now),
             Event::Tick => self.tick(now),
             Event::Signalled(signal) => self.signalled(signal, now),
             Event::GuardLost => self.end(Reason::SupervisorLost, self.policy.signal, None, now),
             Event::OwnerGone => self.end(Reason::OwnerGone, self.policy.signal, None, now),
             // As the kernel would: what is out of bounds gets no time to go further.
-            Event::Exceeded(reason) => self.end(reason, self.policy.signal, Some(Duration::ZERO), now),
+            Event::Exceeded(reason) => self.fail(reason, Some(Duration::ZERO), now),
+            Event::Ready => self.ready(now),
+            Event::Health(ok) => self.health(ok, now),
+            Event::Restart { grace } => self.restart(grace, now),
+            Event::Started => self.started(now),
+            Event::StartFailed => self.start_failed(now),
             Event::Stop { grace, reason } => self.stop(grace, reason, now),
             Event::Renew(ttl) => self.renew(ttl, now),
             Event::Activity => {
@@ -252,7 +385,7 @@ impl Machine {
                     Ended::Signaled(Signal::XCPU) if self.policy.cpu_time_limited => Reason::CpuTime,
                     Ended::Signaled(_) => Reason::Signal,
                 };
-                self.end(reason, self.policy.signal, None, now)
+                self.fail(reason, None, now)
             }
             // The rest was asked by the leader's signal, which it may be deaf to by custom: a shell's
             // background jobs ignore INT.
@@ -279,11 +412,109 @@ impl Machine {
         }
     }
 
-    fn tree_empty(&mut self) -> Vec<Action> {
-        if let Phase::Ending { reason, .. } = self.phase {
-            self.phase = Phase::Over(self.judge(reason, true));
+    fn tree_empty(&mut self, now: BootTime) -> Vec<Action> {
+        let Phase::Ending { reason, then, .. } = self.phase else { return Vec::new() };
+        match then {
+            Then::Over => {
+                self.phase = Phase::Over(self.judge(reason, true));
+                return Vec::new();
+            }
+            Then::Retry => self.pause(now),
+            Then::Again => self.phase = Phase::Waiting { until: now },
         }
-        Vec::new()
+        vec![Action::EnterPause]
+    }
+
+    fn pause(&mut self, now: BootTime) {
+        let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.in_a_row)).min(LONGEST_PAUSE);
+        self.in_a_row += 1;
+        self.phase = Phase::Waiting { until: now + pause };
+    }
+
+    /// The command has ended by itself, or must for a fault of its own: perhaps it is started again.
+    fn fail(&mut self, reason: Reason, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
+        if matches!(self.standing, Standing::Ready { since } if now.saturating_since(since) >= HEALTHY_FOR) {
+            self.in_a_row = 0;
+        }
+        let failed = reason != Reason::Exit || self.leader != Some(Ended::Exited(0));
+        let wanted = match self.policy.restart {
+            Restart::Never => false,
+            Restart::OnFailure => failed,
+            Restart::Always => true,
+        };
+        let again = wanted && self.was_ready && self.may_try();
+        let then = if again { Then::Retry } else { Then::Over };
+        self.tear_down(reason, self.policy.signal, grace, then, now)
+    }
+
+    fn may_try(&self) -> bool {
+        self.policy.max_restarts.is_none_or(|most| self.in_a_row < most)
+    }
+
+    fn ready(&mut self, now: BootTime) -> Vec<Action> {
+        if !self.is_running() || !matches!(self.standing, Standing::Starting { .. }) {
+            return Vec::new();
+        }
+        self.was_ready = true;
+        self.standing = Standing::Ready { since: now };
+        vec![Action::EnterState]
+    }
+
+    fn health(&mut self, ok: bool, now: BootTime) -> Vec<Action> {
+        match (self.standing, ok) {
+            _ if !self.is_running() => Vec::new(),
+            (Standing::Ready { .. }, false) if self.policy.restart != Restart::Never && self.may_try() => {
+                self.fail(Reason::Unhealthy, None, now)
+            }
+            (Standing::Ready { .. }, false) => {
+                self.standing = Standing::Unhealthy;
+                vec![Action::EnterState]
+            }
+            (Standing::Unhealthy, true) => {
+                self.standing = Standing::Ready { since: now };
+                vec![Action::EnterState]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn restart(&mut self, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Running => {
+                let grace = grace.unwrap_or(self.policy.grace);
+                self.tear_down(Reason::Stop, self.policy.signal, Some(grace), Then::Again, now)
+            }
+            Phase::Ending { then, .. } if *then == Then::Retry => {
+                *then = Then::Again;
+                Vec::new()
+            }
+            Phase::Waiting { until } => {
+                *until = now;
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn started(&mut self, now: BootTime) -> Vec<Action> {
+        self.leader = None;
+        self.by_itself = false;
+        self.pressed = None;
+        self.phase = Phase::Running;
+        self.standing = Standing::begin(&self.policy, now);
+        if let Some(idle) = &mut self.idle {
+            *idle = IdleWatch::begin(idle.limit, now);
+        }
+        vec![Action::EnterState]
+    }
+
+    fn start_failed(&mut self, now: BootTime) -> Vec<Action> {
+        if self.policy.restart == Restart::Never || !self.may_try() {
+            self.phase = Phase::Over(self.judge(Reason::LaunchFailed, true));
+            return Vec::new();
+        }
+        self.pause(now);
+        vec![Action::EnterPause]
     }
 
     fn judge(&self, reason: Reason, verified: bool) -> Verdict {
@@ -298,11 +529,17 @@ impl Machine {
     }
 
     fn tick(&mut self, now: BootTime) -> Vec<Action> {
-        if !self.is_running() {
+        if matches!(self.phase, Phase::Ending { .. }) {
             return self.teardown_due(now);
         }
         if self.lease.is_some_and(|lease| lease.is_over(now)) {
             return self.end(Reason::Ttl, self.policy.signal, None, now);
+        }
+        if let Phase::Waiting { until } = self.phase {
+            return if now >= until { vec![Action::Start] } else { Vec::new() };
+        }
+        if matches!(self.standing, Standing::Starting { until: Some(until) } if now >= until) {
+            return self.fail(Reason::ReadyTimeout, None, now);
         }
         let Some(idle) = &mut self.idle else { return Vec::new() };
         if now < idle.next_look {
@@ -343,6 +580,7 @@ impl Machine {
     }
 
     fn signalled(&mut self, signal: Signal, now: BootTime) -> Vec<Action> {
+        self.give_up_restart(Reason::Signal);
         match &mut self.phase {
             Phase::Running => self.end(Reason::Signal, signal, None, now),
             // A second Ctrl-C, or the first during a teardown, is impatience. Others are repeated by
@@ -360,6 +598,7 @@ impl Machine {
     }
 
     fn stop(&mut self, grace: Option<Duration>, reason: Reason, now: BootTime) -> Vec<Action> {
+        self.give_up_restart(reason);
         if let Phase::Ending { progress, .. } = &mut self.phase {
             if let Some(grace) = grace {
                 progress.shorten(grace, now);
@@ -370,14 +609,36 @@ impl Machine {
     }
 
     fn renew(&mut self, ttl: Option<Duration>, now: BootTime) -> Vec<Action> {
-        if !self.is_running() {
+        if !self.goes_on() {
             return Vec::new();
         }
         self.lease = ttl.map(|ttl| Lease::grant(ttl, now));
         vec![Action::EnterDeadline]
     }
 
+    /// The run is to end, and not to be started again.
     fn end(&mut self, reason: Reason, first: Signal, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
+        self.give_up_restart(reason);
+        self.tear_down(reason, first, grace, Then::Over, now)
+    }
+
+    /// What would have been started again is not.
+    fn give_up_restart(&mut self, why: Reason) {
+        match &mut self.phase {
+            Phase::Ending { reason, then, .. } if *then != Then::Over => (*reason, *then) = (why, Then::Over),
+            Phase::Waiting { .. } => self.phase = Phase::Over(self.judge(why, true)),
+            _ => {}
+        }
+    }
+
+    fn tear_down(
+        &mut self,
+        reason: Reason,
+        first: Signal,
+        grace: Option<Duration>,
+        then: Then,
+        now: BootTime,
+    ) -> Vec<Action> {
         if !self.is_running() {
             return Vec::new();
         }
@@ -389,7 +650,7 @@ impl Machine {
             _ => actions.push(Action::Ask { group: first, rest: self.policy.signal }),
         }
         let ask_at = (!progress.is_killing()).then_some(now + look_after(grace));
-        self.phase = Phase::Ending { reason, first, progress, ask_at, begun: now };
+        self.phase = Phase::Ending { reason, first, progress, ask_at, begun: now, then };
         actions
     }
 }

@@ -7,7 +7,17 @@ const fn at(milliseconds: u64) -> BootTime {
 }
 
 fn policy() -> Policy {
-    Policy { signal: Signal::TERM, grace: GRACE, idle: None, preserve_status: false, cpu_time_limited: false }
+    Policy {
+        signal: Signal::TERM,
+        grace: GRACE,
+        idle: None,
+        preserve_status: false,
+        cpu_time_limited: false,
+        gets_ready: false,
+        ready_timeout: None,
+        restart: Restart::Never,
+        max_restarts: None,
+    }
 }
 
 fn machine() -> Machine {
@@ -218,4 +228,144 @@ fn who_died_by_itself_is_told_from_who_was_asked() {
     let mut exited_first = machine();
     exited_first.step(exited(130), at(5));
     assert_eq!(exited_first.died_by_itself_of(), None);
+}
+
+fn server(restart: Restart, max_restarts: Option<u32>) -> Machine {
+    let policy = Policy {
+        gets_ready: true,
+        ready_timeout: Some(Duration::from_secs(5)),
+        restart,
+        max_restarts,
+        ..policy()
+    };
+    Machine::new(policy, Some(Lease::grant(Duration::from_secs(3600), at(0))), at(0))
+}
+
+const STOP: Event = Event::Stop { grace: None, reason: Reason::Stop };
+
+/// Lets the command end with `code` and be started again; returns how long the pause was, in milliseconds.
+fn fails_and_returns(machine: &mut Machine, now: u64, code: i32) -> u64 {
+    machine.step(exited(code), at(now));
+    assert_eq!(machine.step(Event::TreeEmpty, at(now)), [Action::EnterPause]);
+    assert_eq!(machine.state(), State::Restarting);
+    let until = machine.wake_at().unwrap().saturating_since(at(now)).as_millis() as u64;
+    assert_eq!(machine.step(Event::Tick, at(now + until)), [Action::Start]);
+    assert_eq!(machine.step(Event::Started, at(now + until)), [Action::EnterState]);
+    machine.step(Event::Ready, at(now + until));
+    until
+}
+
+#[test]
+fn pauses_double_and_begin_anew_after_health() {
+    let mut machine = server(Restart::OnFailure, None);
+    machine.step(Event::Ready, at(1));
+    let mut now = 2;
+    for pause in [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000] {
+        assert_eq!(fails_and_returns(&mut machine, now, 1), pause);
+        now += pause + 1;
+    }
+    assert_eq!(fails_and_returns(&mut machine, now + 60_000, 1), 500);
+}
+
+#[test]
+fn what_is_started_again_and_what_is_not() {
+    let again = |restart, most, ready: bool, script: Script| {
+        let mut machine = server(restart, most);
+        if ready {
+            machine.step(Event::Ready, at(1));
+        }
+        play(&mut machine, script);
+        machine.step(Event::TreeEmpty, at(9));
+        machine.state() == State::Restarting
+    };
+    use Restart::{Always, Never, OnFailure};
+    let table: [(Restart, Option<u32>, bool, Script, bool); 14] = [
+        (Never, None, true, &[(5, exited(1))], false),
+        (OnFailure, None, true, &[(5, exited(1))], true),
+        (OnFailure, None, true, &[(5, exited(0))], false),
+        (Always, None, true, &[(5, exited(0))], true),
+        (OnFailure, None, true, &[(5, DEAD)], true),
+        // It never served.
+        (Always, None, false, &[(5, exited(1))], false),
+        (OnFailure, Some(0), true, &[(5, exited(1))], false),
+        (Always, None, true, &[(5, STOP), (6, DEAD)], false),
+        (Always, None, true, &[(5, Event::Signalled(Signal::TERM)), (6, DEAD)], false),
+        (Always, None, true, &[(5, Event::OwnerGone), (6, DEAD)], false),
+        (OnFailure, None, true, &[(5, Event::Exceeded(Reason::Memory)), (6, DEAD)], true),
+        (OnFailure, None, true, &[(5, Event::Health(false)), (6, DEAD)], true),
+        // Asked for while what has failed is being ended.
+        (Always, None, true, &[(5, exited(1)), (6, STOP)], false),
+        (Never, None, true, &[(5, Event::Restart { grace: None }), (6, DEAD)], true),
+    ];
+    for (index, (restart, most, ready, script, expected)) in table.into_iter().enumerate() {
+        assert_eq!(again(restart, most, ready, script), expected, "row {index}");
+    }
+}
+
+#[test]
+fn a_pause_ends_with_the_run() {
+    for (event, reason) in [
+        (STOP, Reason::Stop),
+        (Event::Signalled(Signal::TERM), Reason::Signal),
+        (Event::OwnerGone, Reason::OwnerGone),
+        (Event::GuardLost, Reason::SupervisorLost),
+    ] {
+        let mut machine = server(Restart::Always, None);
+        play(&mut machine, &[(1, Event::Ready), (2, exited(1)), (2, Event::TreeEmpty), (3, event)]);
+        assert_eq!(machine.verdict().map(|verdict| verdict.reason), Some(reason));
+    }
+    let mut machine = server(Restart::Always, None);
+    play(
+        &mut machine,
+        &[
+            (1, Event::Ready),
+            (2, exited(1)),
+            (2, Event::TreeEmpty),
+            (3, Event::Renew(Some(Duration::from_millis(5)))),
+        ],
+    );
+    assert_eq!(machine.wake_at(), Some(at(8)));
+    machine.step(Event::Tick, at(8));
+    assert_eq!(machine.verdict().map(|verdict| verdict.reason), Some(Reason::Ttl));
+}
+
+#[test]
+fn what_does_not_get_ready_is_ended() {
+    let mut machine = server(Restart::Always, None);
+    assert_eq!(machine.wake_at(), Some(at(5_000)));
+    assert_eq!(machine.state(), State::Starting);
+    let (_, verdict) = play(&mut machine, &[(5_000, Event::Tick), (5_001, DEAD), (5_001, Event::TreeEmpty)]);
+    assert_eq!(verdict.map(|it| (it.reason, it.ending)), Some((Reason::ReadyTimeout, Ending::Code(124))));
+}
+
+#[test]
+fn health_comes_and_goes() {
+    let mut machine = server(Restart::Never, None);
+    assert_eq!(machine.step(Event::Health(false), at(1)), []);
+    assert_eq!(machine.step(Event::Ready, at(2)), [Action::EnterState]);
+    assert_eq!(machine.step(Event::Health(true), at(3)), []);
+    assert_eq!(machine.step(Event::Health(false), at(4)), [Action::EnterState]);
+    assert_eq!(machine.state(), State::Unhealthy);
+    assert_eq!(machine.step(Event::Health(true), at(5)), [Action::EnterState]);
+    assert_eq!(machine.state(), State::Ready);
+}
+
+#[test]
+fn a_restart_keeps_the_lease_and_waits_for_nothing() {
+    let mut machine = server(Restart::Never, None);
+    let lease = machine.lease();
+    play(
+        &mut machine,
+        &[(1, Event::Ready), (2, Event::Restart { grace: None }), (3, DEAD), (3, Event::TreeEmpty)],
+    );
+    assert_eq!(machine.wake_at(), Some(at(3)));
+    assert_eq!(machine.step(Event::Tick, at(3)), [Action::Start]);
+    machine.step(Event::Started, at(3));
+    assert_eq!((machine.lease(), machine.state()), (lease, State::Restarting));
+    // One that cannot be started is over, unless it is to be tried again.
+    play(
+        &mut machine,
+        &[(4, Event::Restart { grace: None }), (5, DEAD), (5, Event::TreeEmpty), (5, Event::StartFailed)],
+    );
+    assert_eq!(machine.verdict().map(|verdict| verdict.reason), Some(Reason::LaunchFailed));
 }

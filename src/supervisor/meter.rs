@@ -41,7 +41,12 @@ pub(super) struct Meter {
     next: BootTime,
     throttle: Option<Throttle>,
     peak_memory: u64,
+    /// What the kernel had refused before the command was started the last time.
+    refused_before: [u64; 2],
 }
+
+/// Where the kernel counts what it has refused.
+const REFUSED: [(&str, &str); 2] = [("memory.events", "oom_kill "), ("pids.events", "max ")];
 
 impl Meter {
     /// Returns the meter for `limits`; `None` if they need none.
@@ -50,7 +55,15 @@ impl Meter {
         let Limits { memory, pids, cpu_percent, .. } = *limits;
         memory.or(pids).or(cpu_percent)?;
         let throttle = cpu_percent.filter(|_| !by_kernel).map(|percent| Throttle::new(percent, now));
-        Some(Meter { memory, pids, by_kernel, next: now, throttle, peak_memory: 0 })
+        Some(Meter { memory, pids, by_kernel, next: now, throttle, peak_memory: 0, refused_before: [0; 2] })
+    }
+
+    /// Begins anew, with a command that is just started.
+    pub(super) fn begin_again(&mut self, leaf: Option<&Leaf>, now: BootTime) {
+        let count = |(file, key)| leaf.and_then(|leaf| leaf.count(file, key)).unwrap_or_default();
+        self.refused_before = REFUSED.map(count);
+        (self.next, self.peak_memory) = (now, 0);
+        self.throttle = self.throttle.as_ref().map(|throttle| Throttle::new(throttle.percent, now));
     }
 
     /// Returns when to look next; `None` for never.
@@ -83,14 +96,15 @@ impl Meter {
     /// killed it then, and says why here alone.
     pub(super) fn refused_by_kernel(&self, leaf: Option<&Leaf>) -> Option<Excess> {
         let leaf = leaf.filter(|_| self.by_kernel)?;
-        let happened = |file, key| leaf.count(file, key).is_some_and(|count| count > 0);
+        let [memory, pids] = REFUSED;
+        let happened = |(file, key), before| leaf.count(file, key).is_some_and(|count| count > before);
         let count = |file: &str| leaf.read(file).ok()?.trim().parse::<u64>().ok();
-        if let Some(limit) = self.memory.filter(|_| happened("memory.events", "oom_kill ")) {
+        if let Some(limit) = self.memory.filter(|_| happened(memory, self.refused_before[0])) {
             // memory.peak is there since Linux 5.19.
             let peak = count("memory.peak").unwrap_or(limit);
             return Some(excess(Reason::Memory, limit, peak));
         }
-        let limit = self.pids.filter(|_| happened("pids.events", "max "))?;
+        let limit = self.pids.filter(|_| happened(pids, self.refused_before[1]))?;
         Some(excess(Reason::Pids, limit, count("pids.peak").unwrap_or(limit)))
     }
 

@@ -3,41 +3,46 @@
 //! It starts the command, lets go of the caller's descriptors, and from then on waits: for
 //! children, the guard, the clock and requests. [`machine`] decides, the driver waits and carries out.
 
+mod checker;
 mod driver;
 mod init;
 mod lookout;
 pub mod machine;
 mod meter;
+mod outputs;
+mod probe;
 mod relay;
 mod requests;
+mod scan;
+mod serving;
+mod start;
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::RawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 
 use serde_json::json;
 
+use outputs::Outputs;
+use start::{LaunchFailure, leader_setup, not_executed, not_started, program};
+
 use crate::containment::Cell;
-use crate::control::link::{Link, ToGuard};
+use crate::control::link::{Link, ToGuard, ToLauncher};
 use crate::ending::{Events, Outcome, conclude};
-use crate::exit::{self, Ending, Reason};
+use crate::exit::{Ending, Reason};
 use crate::lease::Lease;
 use crate::ports::ClaimMode;
 use crate::registry::record::State;
 use crate::registry::store::{LiveRun, SOCKET};
-use crate::run::{Isolation, RunSpec};
-use crate::rundir;
+use crate::run::RunSpec;
 use crate::sys::children;
 use crate::sys::clock::BootTime;
-use crate::sys::leader::{self, LeaderSetup, Program, StartError};
+use crate::sys::leader;
 use crate::sys::namespace::{self, Lifeline, Lifelines};
 use crate::sys::process::{self, Pid, Pidfd, ProcessRef};
 use crate::sys::signal::Signal;
-use crate::sys::spawn::{self, Rlimit};
+use crate::sys::spawn;
 use crate::sys::tcp::Reservation;
 use crate::sys::tty::{Modes, Terminal};
 use crate::sys::{fault, files, inherit, net, signal};
@@ -134,21 +139,9 @@ const DESCRIPTORS_AFTERWARDS: usize = 10;
 struct Supervised {
     leader: Pid,
     control: Option<UnixListener>,
-    relay: Option<relay::Relay>,
+    outputs: Outputs,
     lease: Option<Lease>,
     namespace: Option<(Pid, Lifeline)>,
-}
-
-/// The command was not started.
-struct LaunchFailure {
-    code: u8,
-    message: String,
-}
-
-impl LaunchFailure {
-    fn own(what: &str) -> impl FnOnce(io::Error) -> LaunchFailure {
-        move |error| LaunchFailure { code: exit::OWN_FAILURE, message: format!("{what}: {error}") }
-    }
 }
 
 impl Supervised {
@@ -160,10 +153,14 @@ impl Supervised {
         }
         run.record.supervisor = ProcessRef::of_own(process::own_pid());
         fault::step();
-        let relay = log.take().map(|log| relay::start(&log)).transpose();
-        let (relay, ends) = relay.map_err(LaunchFailure::own("cannot pass the output on"))?.unzip();
-        let setup = leader_setup(spec, run, terminal.take(), cell.as_ref(), claims, ends)
-            .map_err(LaunchFailure::own("cannot make the tree lock"))?;
+        let mut outputs = Outputs::new(spec, run, log.take())
+            .map_err(LaunchFailure::own("cannot write the log of the output"))?;
+        let ends = outputs.open().map_err(LaunchFailure::own("cannot pass the output on"))?;
+        let entrance = cell.as_ref().map(Cell::entrance).transpose();
+        let entrance = entrance.map_err(LaunchFailure::own("cannot open the cgroup"))?;
+        let mut setup = leader_setup(spec, run, terminal.take(), entrance, claims, ends)
+            .map_err(LaunchFailure::own("cannot read the limits"))?;
+        setup.tree_lock = Some(run.tree_lock().map_err(LaunchFailure::own("cannot make the tree lock"))?);
         claims.make_ready().map_err(LaunchFailure::own("cannot hand the port over"))?;
         let namespace = lifelines.map(|lifelines| enter_namespace(lifelines, spec, claims)).transpose();
         let namespace = namespace.map_err(LaunchFailure::own("cannot make a pid namespace"))?;
@@ -195,7 +192,9 @@ impl Supervised {
         // run can be ended by a signal all the same, which is what `stop` does then.
         let control = net::listen_in(run.directory(), SOCKET).ok();
         run.record.leader = ProcessRef::of_own(leader);
-        run.record.state = State::Running;
+        if !spec.gets_ready() {
+            run.record.state = State::Running;
+        }
         run.record.set_deadline(lease.map(|lease| lease.deadline()), spec.ttl);
         events.write(
             "started",
@@ -205,45 +204,11 @@ impl Supervised {
         // The entry says "starting" if this fails (a full disk); the run goes on and is found by its lock.
         let _ = run.save();
         fault::step();
-        if let Some(mut started) = started.take() {
-            // Whoever wanted to know may have gone.
-            let _ = writeln!(started, "{}", run.id());
+        if let Some(started) = started.take() {
+            ToLauncher::Started(run.id().clone()).send(&started);
         }
-        Ok(Supervised { leader, control, relay, lease, namespace })
+        Ok(Supervised { leader, control, outputs, lease, namespace })
     }
-}
-
-fn program(spec: &RunSpec, run: &LiveRun) -> io::Result<Program> {
-    let mut variables = rundir::environment(&run.record, &run.managed_path());
-    variables.extend(spec.env.iter().cloned());
-    let directory = if spec.scratch { Some(run.managed_path()) } else { spec.chdir.clone() };
-    Program::new(&spec.command, variables, directory)
-}
-
-fn leader_setup(
-    spec: &RunSpec,
-    run: &mut LiveRun,
-    terminal: Option<(Terminal, Pid)>,
-    cell: Option<&Cell>,
-    claims: &Claims,
-    ends: Option<relay::CommandEnds>,
-) -> io::Result<LeaderSetup> {
-    let tree_lock = run.tree_lock()?;
-    let mut rlimits = spec.limits.rlimits();
-    if let Some(mark) = mark()? {
-        run.record.mark = mark.soft;
-        rlimits.insert(0, mark);
-    }
-    Ok(LeaderSetup {
-        on_supervisor_death: spec.signal,
-        rlimits,
-        terminal,
-        tree_lock: Some(tree_lock),
-        cgroup: cell.map(Cell::entrance).transpose()?,
-        isolated: spec.isolation == Isolation::Pid,
-        sockets: claims.passed_on(),
-        outputs: ends.map(|relay::CommandEnds { stdout, stderr }| (stdout, stderr)),
-    })
 }
 
 /// Makes the namespace; the relay's threads must run by then.
@@ -252,71 +217,10 @@ fn enter_namespace(lifelines: Lifelines, spec: &RunSpec, claims: &mut Claims) ->
     init::start(lifelines, spec.signal, spec.grace, &mut claims.ports)
 }
 
-/// Draws the mark: a soft RLIMIT_LOCKS, which the kernel ignores since 2.4.25 (`getrlimit(2)`) and every
-/// descendant inherits, whatever it does to its environment and descriptors.
-fn mark() -> io::Result<Option<Rlimit>> {
-    const RLIMIT_LOCKS: u32 = 10;
-    let (_, hard) = spawn::current_rlimit(RLIMIT_LOCKS)?;
-    let mut bytes = [0; 8];
-    files::fill_random(&mut bytes);
-    // Large, so that no human chose it; within the hard limit, which stays.
-    let mark = u64::from_le_bytes(bytes) >> 2 | 1 << 61;
-    Ok((mark < hard).then_some(Rlimit { resource: RLIMIT_LOCKS, soft: Some(mark), hard: None }))
-}
-
-/// Says why the command did not start, with the code that `env(1)` and `timeout(1)` would return.
-fn not_started(spec: &RunSpec, error: &StartError) -> LaunchFailure {
-    match error {
-        StartError::Execute(error) => not_executed(spec, error),
-        StartError::Prepare { .. } => {
-            let message = format!("{error}; '{}' was not started", shown(&spec.command[0]));
-            LaunchFailure { code: exit::OWN_FAILURE, message }
-        }
-    }
-}
-
-fn not_executed(spec: &RunSpec, error: &io::Error) -> LaunchFailure {
-    let program = Path::new(&spec.command[0]);
-    let named = spec.command[0].as_bytes().contains(&b'/');
-    let (code, why) = match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) if named => {
-            (exit::NOT_FOUND, "no such file (or its interpreter is missing); check the path".to_owned())
-        }
-        // execvp(3) says EACCES too if only a directory of PATH cannot be searched.
-        Some(libc::EACCES) if !named && !is_on_path(program, spec) => not_found(),
-        Some(libc::ENOENT | libc::ENOTDIR) => not_found(),
-        Some(libc::EACCES) if program.is_dir() => {
-            (exit::NOT_EXECUTABLE, "it is a directory; name a program".to_owned())
-        }
-        Some(libc::EACCES) => {
-            (exit::NOT_EXECUTABLE, "permission denied; is it executable (chmod +x)?".to_owned())
-        }
-        Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
-            (exit::OWN_FAILURE, format!("the system is out of resources: {error}"))
-        }
-        _ => (exit::NOT_EXECUTABLE, error.to_string()),
-    };
-    LaunchFailure { code, message: format!("cannot run '{}': {why}", shown(&spec.command[0])) }
-}
-
-fn shown(word: &OsStr) -> String {
-    let beginning: String = word.to_string_lossy().chars().take(200).collect();
-    beginning.escape_debug().to_string()
-}
-
-fn not_found() -> (u8, String) {
-    (exit::NOT_FOUND, "command not found; check the spelling and PATH".to_owned())
-}
-
-fn is_on_path(program: &Path, spec: &RunSpec) -> bool {
-    let given = spec.env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
-    let path = given.or_else(|| std::env::var_os("PATH")).unwrap_or_default();
-    std::env::split_paths(&path).any(|directory| directory.join(program).exists())
-}
-
 fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) {
-    let Handover { spec, mut run, link, mut events, cell, .. } = handover;
+    let Handover { spec, mut run, link, mut events, cell, started, .. } = handover;
     let ending = Ending::Code(failure.code);
+    run.record.trouble = Some(failure.message.clone());
     if let Some(cell) = cell {
         // Nothing has entered it.
         let _ = cell.leaf.remove();
@@ -335,5 +239,8 @@ fn launch_failed(handover: Handover, failure: LaunchFailure) -> (Link, ToGuard) 
     };
     let more = conclude(&mut run, &spec, &outcome, &mut events);
     let message = more.map_or(failure.message.clone(), |more| format!("{}; {more}", failure.message));
+    if let Some(started) = started {
+        ToLauncher::Failed { code: failure.code, message: message.clone() }.send(&started);
+    }
     (link, ToGuard::Over { ending, message: Some(message), by_itself: None, restore_modes: false })
 }

@@ -1,4 +1,5 @@
-//! `--log`: the command's output on its way to the caller, with a copy to a file.
+//! The command's output on its way: to the caller with a copy to the file of `--log`, or to the log of a run in the
+//! background; and past whoever waits for a line of it.
 //!
 //! Each stream has a thread of its own that reads and writes in the ordinary blocking way: the caller's
 //! descriptors are shared with others, so they must not be made non-blocking.
@@ -6,15 +7,17 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::scan::Scanner;
+use crate::output::{self, Stream as Source};
 use crate::sys::waits;
 
-/// The streams between the command and the caller.
+/// The streams between the command and where its output goes.
 #[derive(Debug)]
 pub(super) struct Relay {
     moved: Arc<AtomicU64>,
@@ -32,21 +35,48 @@ pub(super) struct CommandEnds {
     pub(super) stderr: OwnedFd,
 }
 
+/// Where the output goes.
+#[derive(Debug)]
+pub(super) enum Sink {
+    /// To the caller, and to this file if there is one.
+    Caller(Option<File>),
+    /// To the log of a run in the background.
+    Log(Arc<Mutex<output::Writer>>),
+}
+
+/// Where one stream goes.
+enum Target {
+    Caller { to: File, copy: Option<File> },
+    Log(Arc<Mutex<output::Writer>>, Source),
+}
+
+impl Sink {
+    fn target(&self, source: Source) -> io::Result<Target> {
+        let log = match self {
+            Sink::Log(log) => return Ok(Target::Log(Arc::clone(log), source)),
+            Sink::Caller(copy) => copy,
+        };
+        let callers = match source {
+            Source::Stdout => io::stdout().as_fd().try_clone_to_owned()?,
+            _ => io::stderr().as_fd().try_clone_to_owned()?,
+        };
+        Ok(Target::Caller { to: callers.into(), copy: log.as_ref().map(File::try_clone).transpose()? })
+    }
+}
+
 /// Makes the pipes and starts the threads, before the command is there: what can fail must not fail
 /// afterwards. Its parent is the first thread all the same (PR_SET_PDEATHSIG is per thread).
-pub(super) fn start(log: &File) -> io::Result<(Relay, CommandEnds)> {
+pub(super) fn start(sink: &Sink, scanner: Option<&Scanner>) -> io::Result<(Relay, CommandEnds)> {
     let (stdout, stdout_end) = io::pipe()?;
     let (stderr, stderr_end) = io::pipe()?;
-    let callers_out = io::stdout().as_fd().try_clone_to_owned()?;
-    let callers_err = io::stderr().as_fd().try_clone_to_owned()?;
     let moved = Arc::new(AtomicU64::new(0));
     let (signal, leader_lives) = io::pipe()?;
     let (finished, done) = channel();
-    for (from, to) in [(stdout, callers_out), (stderr, callers_err)] {
+    for (from, source) in [(stdout, Source::Stdout), (stderr, Source::Stderr)] {
         let stream = Stream {
             from,
-            to: to.into(),
-            log: log.try_clone()?,
+            target: sink.target(source)?,
+            scanner: scanner.cloned(),
             leader_ended: signal.try_clone()?,
             moved: Arc::clone(&moved),
             finished: finished.clone(),
@@ -86,8 +116,8 @@ impl Relay {
 
 struct Stream {
     from: io::PipeReader,
-    to: File,
-    log: File,
+    target: Target,
+    scanner: Option<Scanner>,
     leader_ended: io::PipeReader,
     moved: Arc<AtomicU64>,
     /// Its drop is the message.
@@ -99,29 +129,13 @@ impl Stream {
         let mut buffer = vec![0; 64 * 1024];
         // Leaving the loop closes our end, so that the command learns that nobody reads, as without us.
         while let Ok(length) = self.read(&mut buffer) {
-            if length == 0 || self.pass_on(&buffer[..length]).is_err() {
+            if length == 0 || self.target.take(&buffer[..length]).is_err() {
                 break;
             }
-            // A full disk must not stop the output.
-            let _ = self.log.write_all(&buffer[..length]);
+            self.scanner.iter_mut().for_each(|scanner| scanner.take(&buffer[..length]));
             self.moved.fetch_add(length as u64, Ordering::Relaxed);
         }
         let _ = self.finished.send(());
-    }
-
-    /// Writes all of `bytes` to the caller, whose descriptor somebody may have made non-blocking.
-    fn pass_on(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self.to.write(bytes) {
-                Ok(length) => bytes = &bytes[length..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    waits::writable(self.to.as_fd(), None);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 
     /// Reads what there is; 0 at the end, or when the leader has ended and the pipe is empty.
@@ -132,4 +146,36 @@ impl Stream {
         }
         self.from.read(buffer)
     }
+}
+
+impl Target {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Target::Caller { to, copy } => {
+                pass_on(to, bytes)?;
+                // A full disk must not stop the output.
+                let _ = copy.as_mut().map(|copy| copy.write_all(bytes));
+            }
+            // Whoever panicked while it wrote has left whole entries at worst.
+            Target::Log(log, source) => {
+                log.lock().unwrap_or_else(PoisonError::into_inner).write(*source, bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes all of `bytes` to the caller, whose descriptor somebody may have made non-blocking.
+fn pass_on(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(length) => bytes = &bytes[length..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                waits::writable(to.as_fd(), None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

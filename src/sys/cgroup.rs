@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
@@ -131,6 +132,8 @@ pub fn directory_of(id: u64) -> Option<PathBuf> {
 pub struct Leaf {
     path: PathBuf,
     directory: File,
+    /// `cgroup.kill` was used on it.
+    was_killed: AtomicBool,
 }
 
 impl Leaf {
@@ -147,7 +150,7 @@ impl Leaf {
         if nix::sys::statfs::fstatfs(&directory)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
             return Err(io::Error::other("it is not a cgroup"));
         }
-        Ok(Leaf { path: path.to_owned(), directory })
+        Ok(Leaf { path: path.to_owned(), directory, was_killed: AtomicBool::new(false) })
     }
 
     /// Returns where it is.
@@ -158,7 +161,8 @@ impl Leaf {
     /// Opens the way in; `must` tells whether whoever cannot enter is not started.
     pub fn entrance(&self, must: bool) -> io::Result<Entrance> {
         let processes = self.open_file("cgroup.procs", OFlag::O_WRONLY)?;
-        Ok(Entrance { directory: self.directory.try_clone()?, processes, must })
+        let takes_births = !self.was_killed.load(Ordering::Relaxed);
+        Ok(Entrance { directory: self.directory.try_clone()?, processes, must, takes_births })
     }
 
     fn open_file(&self, name: &str, how: OFlag) -> io::Result<File> {
@@ -196,6 +200,7 @@ impl Leaf {
     /// Sends SIGKILL to every process in it and below, in one step that no fork escapes (`cgroup.kill`,
     /// Linux 5.14; before, nothing happens).
     pub fn kill(&self) -> io::Result<()> {
+        self.was_killed.store(true, Ordering::Relaxed);
         self.write("cgroup.kill", "1")
     }
 
@@ -272,11 +277,15 @@ pub struct Entrance {
     processes: File,
     /// Whether a process that cannot enter is not started: its limits would not hold.
     must: bool,
+    takes_births: bool,
 }
 
 impl Entrance {
-    pub(super) fn directory(&self) -> RawFd {
-        self.directory.as_raw_fd()
+    /// Returns the descriptor for `clone3(2)`. None for a cgroup that has been killed once: a process that is born into it
+    /// from outside dies at once, since the kernel compares how often each of the two cgroups was killed
+    /// (`cgroup_post_fork`, seen with Linux 6.18).
+    pub(super) fn for_birth(&self) -> Option<RawFd> {
+        self.takes_births.then(|| self.directory.as_raw_fd())
     }
 
     /// Enters; async-signal-safe.

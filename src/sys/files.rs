@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -90,6 +90,15 @@ pub fn lock_byte(file: &File, offset: u64) -> io::Result<()> {
     Ok(fcntl(file, FcntlArg::F_OFD_SETLK(&byte_lock(offset))).map(drop)?)
 }
 
+/// Locks the byte at `offset` as [`lock_byte`] does, and waits for it as long as somebody else has it; false if a signal
+/// came.
+pub fn wait_for_byte(file: &File, offset: u64) -> io::Result<bool> {
+    match fcntl(file, FcntlArg::F_OFD_SETLKW(&byte_lock(offset))) {
+        Err(Errno::EINTR) => Ok(false),
+        result => Ok(result.map(|_| true)?),
+    }
+}
+
 /// Returns whether somebody else holds the lock of [`lock_byte`].
 pub fn is_byte_locked(file: &File, offset: u64) -> io::Result<bool> {
     let mut lock = byte_lock(offset);
@@ -145,11 +154,16 @@ fn byte_lock(offset: u64) -> libc::flock {
 pub struct Changes(Inotify);
 
 impl Changes {
-    /// Watches the file `path`.
+    /// Watches the file `path`, or of a directory the files in it.
     pub fn of(path: &Path) -> io::Result<Changes> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
         Ok(Changes(inotify))
+    }
+
+    /// Watches the files in `directory`, wherever it is moved.
+    pub fn within(directory: &File) -> io::Result<Changes> {
+        Changes::of(Path::new(&format!("/proc/self/fd/{}", directory.as_raw_fd())))
     }
 
     /// Forgets what has changed until now.

@@ -129,6 +129,11 @@ pub fn closed(fd: i32) -> bool {
     CLOSED.load(Ordering::Relaxed) >> fd & 1 == 1
 }
 
+/// Forgets which of the standard descriptors were closed: the command gets others than the caller's.
+pub fn forget_closed() {
+    CLOSED.store(0, Ordering::Relaxed);
+}
+
 /// Puts dispositions, mask and closed descriptors back as the caller had them. Called in the
 /// child just before exec, so only async-signal-safe calls (`signal-safety(7)`).
 pub(super) fn restore() {

@@ -58,15 +58,17 @@ pub struct Program {
 }
 
 impl Program {
-    /// Prepares `words` with our environment and `more`, by whose PATH it is looked for, started in
+    /// Prepares `words` with our environment without `less` and with `more`, by whose PATH it is looked for, started in
     /// `directory` if not where we are. Errors if a word has a
     /// NUL byte, which `execve(2)` cannot pass on.
     pub fn new(
         words: &[OsString],
+        less: &[&str],
         more: Vec<(OsString, OsString)>,
         directory: Option<PathBuf>,
     ) -> io::Result<Program> {
         let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+        variables.retain(|name, _| !less.iter().any(|other| name == other));
         variables.extend(more);
         let path = variables.get(OsStr::new("PATH")).map_or(OsStr::new(DEFAULT_PATH), |path| path);
         let name = words.first().map_or(OsStr::new(""), |word| word);
@@ -210,10 +212,10 @@ pub fn start(program: &Program, setup: &LeaderSetup) -> Result<Pid, StartError> 
 /// Makes the child, in the cgroup if there is one and the kernel can; returns when it has exec'ed or ended.
 fn spawn(birth: &mut Birth<'_>) -> io::Result<Pid> {
     let mut stack = Stack::new();
-    if let Some(cgroup) = &birth.setup.cgroup {
+    if let Some(directory) = birth.setup.cgroup.as_ref().and_then(Entrance::for_birth) {
         birth.inside = true;
         // An error before Linux 5.7, or where a sandbox hides the call; the leader tries by itself then.
-        if let Ok(pid) = clone::into_cgroup(cgroup.directory(), &mut stack, birth) {
+        if let Ok(pid) = clone::into_cgroup(directory, &mut stack, birth) {
             return Ok(pid);
         }
         birth.inside = false;
@@ -440,7 +442,7 @@ mod tests {
 
     #[test]
     fn a_word_with_a_nul_is_refused() {
-        assert!(Program::new(&["a\0b".into()], Vec::new(), None).is_err());
-        assert!(Program::new(&["a".into()], vec![("X".into(), "a\0b".into())], None).is_err());
+        assert!(Program::new(&["a\0b".into()], &[], Vec::new(), None).is_err());
+        assert!(Program::new(&["a".into()], &[], vec![("X".into(), "a\0b".into())], None).is_err());
     }
 }

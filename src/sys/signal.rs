@@ -122,6 +122,22 @@ pub fn block_all() {
     }
 }
 
+/// Blocks `signals`, which are to be read from a [`SignalQueue`].
+pub fn block(signals: &[Signal]) {
+    change_mask(libc::SIG_BLOCK, signals);
+}
+
+/// Lets `signals` through again.
+pub fn unblock(signals: &[Signal]) {
+    change_mask(libc::SIG_UNBLOCK, signals);
+}
+
+fn change_mask(how: i32, signals: &[Signal]) {
+    let set = set_of(signals);
+    // SAFETY: a valid set.
+    unsafe { libc::pthread_sigmask(how, &set, std::ptr::null_mut()) };
+}
+
 /// Gives back the default action of SIGCHLD: ignored (as some launchers leave it), the kernel
 /// would reap children by itself and nobody could learn how they ended (`wait(2)`, Notes).
 pub fn expect_children() {

@@ -63,6 +63,19 @@ pub fn detached(name: &CStr, work: impl FnOnce()) -> io::Result<()> {
     children::wait_for(first).map(drop)
 }
 
+/// Leads a session of its own (`setsid(2)`), away from the caller's terminal and descriptors.
+/// To be called in a process that was just forked: one that leads a group already cannot.
+pub fn detach() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::setsid() } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let_go_of(&[0, 1, 2])?;
+    inherit::close_callers_others();
+    inherit::forget_closed();
+    Ok(())
+}
+
 /// Finds who adopts what loses its parent here (`PR_SET_CHILD_SUBREAPER`, prctl(2)): pid 1 or a subreaper. This
 /// process must have one thread.
 pub fn who_adopts() -> io::Result<Pid> {

@@ -70,12 +70,12 @@ impl ProcessTree {
         self.nested.extend(guards);
     }
 
-    /// Reaps what has ended, except the leader, whose end is noted; returns whether anything had.
-    pub fn reap(&mut self) -> bool {
-        let mut any = false;
+    /// Reaps what has ended, except the leader, whose end is noted; returns who had, and how.
+    pub fn reap(&mut self) -> Vec<(Pid, Ended)> {
+        let mut found = Vec::new();
         while self.leader_ended.is_none() || self.leader.is_none() {
-            let Some((pid, ended)) = children::peek_ended(Whom::Any) else { return any };
-            any = true;
+            let Some((pid, ended)) = children::peek_ended(Whom::Any) else { return found };
+            found.push((pid, ended));
             if Some(pid) == self.leader {
                 self.leader_ended = Some(ended);
                 self.let_init_go();
@@ -84,7 +84,7 @@ impl ProcessTree {
             }
         }
         // A dead leader would be found first for ever, so from here on each child is asked for by name.
-        any
+        found
     }
 
     /// Tells the init of the namespace that it may end when it has no child left. The kernel does not let it
@@ -126,6 +126,29 @@ impl ProcessTree {
     /// Reaps all that is left of an empty tree. Nothing of it lives, so nothing is signalled any more and
     /// the order is free.
     pub fn bury(&mut self) {
+        self.reap_all();
+        if let Some(leaf) = &self.bounds.leaf {
+            // What is empty can be removed, but for a cgroup that somebody else is just making in it.
+            let _ = leaf.remove();
+        }
+    }
+
+    /// Reaps all that is left of an empty tree, so that another one can grow in its place.
+    pub fn clear(&mut self) {
+        self.reap_all();
+        self.thaw();
+        (self.leader, self.leader_ended, self.group_asked) = (None, None, None);
+        self.asked.clear();
+        self.killed.clear();
+        self.nested.clear();
+    }
+
+    /// Begins anew with `leader`, after [`Self::clear`].
+    pub fn grow(&mut self, leader: Pid) {
+        self.leader = Some(leader);
+    }
+
+    fn reap_all(&mut self) {
         if let Some(leader) = self.leader.take() {
             self.leader_ended = children::reap(leader).or(self.leader_ended);
         }
@@ -133,10 +156,6 @@ impl ProcessTree {
             if children::reap(pid).is_none() {
                 break;
             }
-        }
-        if let Some(leaf) = &self.bounds.leaf {
-            // What is empty can be removed, but for a cgroup that somebody else is just making in it.
-            let _ = leaf.remove();
         }
     }
 

@@ -31,7 +31,7 @@ fn what_cannot_be_run_is_said() {
     refused(&place, &["/"], 126, "directory");
     refused(&place, &[""], 125, "empty");
     refused(&place, &["--no-such-option", misbehave(), "touch", &touch], 125, "--no-such-option");
-    refused(&place, &["server", "start"], 2, "agent-run -- server");
+    refused(&place, &["session", "start"], 2, "agent-run -- session");
     assert!(!place.path("started").exists());
     assert!(place.ended().iter().all(|record| record["end"]["reason"] == "launch_failed"));
 }

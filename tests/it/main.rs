@@ -22,6 +22,7 @@ mod ports;
 mod readme;
 mod recovery;
 mod reuse;
+mod server;
 mod servers;
 mod settings;
 mod sweep;

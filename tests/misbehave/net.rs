@@ -15,13 +15,13 @@ pub(super) fn one(verb: &str, after: &[String]) -> Option<usize> {
     match verb {
         // As nearly every server does: SO_REUSEADDR, and one socket.
         "listen" => std::mem::forget(TcpListener::bind(&after[0]).unwrap_or_else(|error| fail(&error))),
-        // Without SO_REUSEADDR.
         // Waits until nobody else has the port.
         "takeover" => std::mem::forget(
             iter::repeat_with(|| TcpListener::bind(&after[0]))
                 .inspect(|_| thread::yield_now())
                 .find_map(Result::ok),
         ),
+        // Without SO_REUSEADDR.
         "listen_plain" => keep(open(&after[0], true, |_| {})),
         "reuseport" => keep(open(&after[0], true, |it| setsockopt(it, sockopt::ReusePort, &true).unwrap())),
         "v6only" => keep(open(&after[0], true, |it| setsockopt(it, sockopt::Ipv6V6Only, &true).unwrap())),
@@ -38,6 +38,13 @@ pub(super) fn one(verb: &str, after: &[String]) -> Option<usize> {
         "answer" => {
             let server = TcpListener::bind(&after[0]).unwrap_or_else(|error| fail(&error));
             std::thread::spawn(move || server.incoming().flatten().for_each(greet));
+        }
+        // A web server: / is well as long as the second word's file exists, /ws shakes hands with one key.
+        "http" => {
+            let server = TcpListener::bind(&after[0]).unwrap_or_else(|error| fail(&error));
+            let file = after[1].clone();
+            thread::spawn(move || server.incoming().flatten().for_each(|client| serve(client, &file)));
+            return Some(2);
         }
         // The same on the socket that it was given (sd_listen_fds(3)).
         "answer_given" => {
@@ -98,6 +105,30 @@ fn greet(mut client: TcpStream) {
     let _ = client.write_all(format!("{}\n", std::process::id()).as_bytes());
     let _ = client.shutdown(std::net::Shutdown::Write);
     let _ = client.read_to_end(&mut Vec::new());
+}
+
+fn serve(mut client: TcpStream, file: &str) {
+    let mut request = Vec::new();
+    let mut buffer = [0; 1024];
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        match client.read(&mut buffer) {
+            Ok(length) if length > 0 => request.extend(&buffer[..length]),
+            _ => return,
+        }
+    }
+    let request = String::from_utf8_lossy(&request).into_owned();
+    let well = std::path::Path::new(file).exists();
+    let answer = match request.split(' ').nth(1) {
+        Some("/") if well => "200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        Some("/") => "503 Service Unavailable\r\n\r\n",
+        Some("/ws") if request.contains("dGhlIHNhbXBsZSBub25jZQ==") => {
+            "101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+        }
+        Some("/wrong") => "101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\n\r\n",
+        _ => "404 Not Found\r\n\r\n",
+    };
+    let _ = client.write_all(format!("HTTP/1.1 {answer}").as_bytes());
 }
 
 /// A seccomp filter (`seccomp(2)`): socket(family, ...) fails with `errno`.

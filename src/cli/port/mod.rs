@@ -48,6 +48,7 @@ fn blind(error: &io::Error) -> Failure {
         message: format!("the kernel does not say who holds ports: {error}"),
         hint: Some("run outside of the sandbox".to_owned()),
         code: exit::SOMETHING_REMAINS,
+        log: Vec::new(),
     }
 }
 

@@ -30,6 +30,7 @@ pub(super) fn run(
         message: format!("cannot open a signal queue: {error}"),
         hint: None,
         code: crate::exit::SOMETHING_REMAINS,
+        log: Vec::new(),
     })?;
     loop {
         let plan = sweep::look(options);

@@ -140,6 +140,7 @@ fn failed(what: &str, error: &io::Error) -> Failure {
         message: format!("cannot {what}: {error}"),
         hint: Some("agent-run sweep --monitor does the same in a process of its own".to_owned()),
         code: exit::SOMETHING_REMAINS,
+        log: Vec::new(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Where a setting comes from: flag, then environment, then `agent-run.toml` in the working directory or
 //! above, then the user's `config.toml`, then the default. Resolved here and nowhere else.
 
+pub mod definition;
+mod launch_json;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::ffi::OsString;
@@ -8,7 +11,9 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::env as vars;
@@ -16,6 +21,7 @@ use crate::lease::{parse_duration, parse_limit};
 use crate::limits::{Bound, Limits, Unit, parse_bound, parse_percent, parse_size};
 use crate::ports::{ClaimMode, DEFAULT_FREED, PortRange, parse_list, parse_range};
 use crate::run::{Isolation, Keep, OwnerChoice, RunSpec, Verbosity};
+use crate::service::{Restart, Service};
 use crate::sweep;
 use crate::sys::signal::Signal;
 
@@ -26,7 +32,7 @@ pub const USER_FILE: &str = "agent-run/config.toml";
 
 /// Every setting, as it stands in a file. The flag has `-` for `_`, the variable is `AGENT_RUN_` and
 /// the name in capitals.
-pub const KEYS: [&str; 28] = [
+pub const KEYS: [&str; 34] = [
     "ttl",
     "idle",
     "grace",
@@ -55,7 +61,19 @@ pub const KEYS: [&str; 28] = [
     "sweep_ports",
     "sweep_commands",
     "sweep_grace",
+    "ready_timeout",
+    "health_interval",
+    "restart",
+    "max_restarts",
+    "log_size",
+    "server_ttl",
 ];
+
+/// Tables that other readers of the file understand.
+const TABLES: [&str; 1] = ["server"];
+
+/// How long a server may live unless something else is asked for.
+const SERVER_TTL: &str = "24h";
 
 /// Those of more than one value.
 const LISTS: [&str; 4] = ["free_ports", "protect", "sweep_places", "sweep_commands"];
@@ -69,6 +87,8 @@ pub enum Origin {
     Variable,
     /// A file, at this line.
     File(PathBuf, usize),
+    /// Nobody has said anything.
+    Default,
 }
 
 /// Values as text, with where they came from.
@@ -107,6 +127,32 @@ pub enum SettingError {
         /// What is wrong.
         why: String,
     },
+    /// A server is described wrongly.
+    #[error("{place}: {why}")]
+    Server {
+        /// File and line.
+        place: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Servers wait for each other.
+    #[error("{place}: depends_on goes in a circle: {}", names.join(" -> "))]
+    Circle {
+        /// File and line.
+        place: String,
+        /// The circle.
+        names: Vec<String>,
+    },
+    /// No server is described under this name.
+    #[error("there is no server '{}' and no description of one{}", name.escape_debug(), nearest.as_ref().map_or(String::new(), |near| format!("; did you mean '{near}'?")))]
+    NoServer {
+        /// The name.
+        name: String,
+        /// One that is much like it.
+        nearest: Option<String>,
+        /// All that are described.
+        known: Vec<String>,
+    },
     /// The file cannot be opened.
     #[error("cannot read {path}: {source}", path = path.display())]
     File {
@@ -126,6 +172,7 @@ fn place(key: &str, origin: &Origin) -> String {
         Origin::Flag => format!("--{}", key.replace('_', "-")),
         Origin::Variable => variable(key),
         Origin::File(path, line) => format!("{}:{line}: {key}", path.display()),
+        Origin::Default => format!("the default of {key}"),
     }
 }
 
@@ -138,11 +185,33 @@ pub struct Resolved {
 
 /// Resolves `flags` over the environment and the files.
 pub fn resolve(flags: Layer) -> Result<Resolved, SettingError> {
+    resolve_over(flags, Layer::new())
+}
+
+/// Resolves the settings of a server: `flags`, then the environment, then its own `table`, then the files. Its lease is
+/// that of `server_ttl` if none of the first three says more.
+pub fn resolve_server(flags: Layer, table: Layer) -> Result<Resolved, SettingError> {
+    let own = flags.contains_key("ttl") || table.contains_key("ttl");
+    let own = own || env::var_os(variable("ttl")).is_some_and(|value| !value.is_empty());
+    let mut resolved = resolve_over(flags, table)?;
+    if !own {
+        let general = resolved.layer.get("server_ttl").or(resolved.layer.get("ttl")).cloned();
+        resolved.layer.insert("ttl", general.unwrap_or((SERVER_TTL.to_owned(), Origin::Default)));
+    }
+    // It has an owner if there is one to find, as nobody sits before it.
+    resolved.layer.entry("owner").or_insert(("auto".to_owned(), Origin::Default));
+    Ok(resolved)
+}
+
+fn resolve_over(flags: Layer, table: Layer) -> Result<Resolved, SettingError> {
     let mut layer = flags;
     for key in KEYS {
         if let Some(value) = env::var_os(variable(key)).filter(|value| !value.is_empty()) {
             layer.entry(key).or_insert_with(|| (value.to_string_lossy().into_owned(), Origin::Variable));
         }
+    }
+    for (key, value) in table {
+        layer.entry(key).or_insert(value);
     }
     for path in project_file().into_iter().chain(user_file()) {
         for (key, value) in read_file(&path)? {
@@ -152,7 +221,8 @@ pub fn resolve(flags: Layer) -> Result<Resolved, SettingError> {
     Ok(Resolved { layer })
 }
 
-fn project_file() -> Option<PathBuf> {
+/// Returns the project's file: that of the working directory, or of the nearest one above that has one.
+pub fn project_file() -> Option<PathBuf> {
     let here = env::current_dir().ok()?;
     here.ancestors().map(|directory| directory.join(PROJECT_FILE)).find(|path| path.exists())
 }
@@ -169,16 +239,35 @@ fn read_file(path: &Path) -> Result<Layer, SettingError> {
     parse_file(path, &text)
 }
 
-fn parse_file(path: &Path, text: &str) -> Result<Layer, SettingError> {
-    let line_of = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
-    let table = DeTable::parse(text).map_err(|error| SettingError::Syntax {
+/// Returns the line of the byte at `offset`, from 1.
+fn line_of(text: &str, offset: usize) -> usize {
+    text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
+}
+
+fn parse_toml<'a>(path: &Path, text: &'a str) -> Result<Spanned<DeTable<'a>>, SettingError> {
+    DeTable::parse(text).map_err(|error| SettingError::Syntax {
         path: path.to_owned(),
-        line: line_of(error.span().map_or(0, |span| span.start)),
+        line: line_of(text, error.span().map_or(0, |span| span.start)),
         why: error.message().replace('\n', " "),
-    })?;
+    })
+}
+
+/// Returns the one of `known` that `word` is most likely meant for.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    const LIKE: f64 = 0.75;
+    let scored = known.map(|name| (strsim::jaro_winkler(word, name), name));
+    let best = scored.max_by(|one, other| one.0.total_cmp(&other.0));
+    best.filter(|(score, _)| *score >= LIKE).map(|(_, name)| name.to_owned())
+}
+
+fn parse_file(path: &Path, text: &str) -> Result<Layer, SettingError> {
+    let table = parse_toml(path, text)?;
     let mut layer = Layer::new();
     for (name, value) in table.into_inner() {
-        let line = line_of(name.span().start);
+        let line = line_of(text, name.span().start);
+        if TABLES.contains(&name.get_ref().as_ref()) && matches!(value.get_ref(), DeValue::Table(_)) {
+            continue;
+        }
         let Some(key) = KEYS.into_iter().find(|key| *key == name.get_ref().as_ref()) else {
             let key = name.get_ref().to_string();
             return Err(SettingError::Unknown { path: path.to_owned(), line, key });
@@ -233,12 +322,26 @@ impl Resolved {
         self.take("fallback", &mut spec.fallback, parse_truth)?;
         self.take("port_range", &mut spec.port_range, |text| parse_range(text).map_err(|it| it.to_string()))?;
         self.take("protect", &mut spec.protect, |text| Ok(names(text)))?;
+        self.apply_service(&mut spec.service)?;
         let mut quiet = false;
         self.take("quiet", &mut quiet, parse_truth)?;
         if quiet && spec.verbosity == Verbosity::Normal {
             spec.verbosity = Verbosity::Quiet;
         }
         self.apply_limits(&mut spec.limits)
+    }
+
+    fn apply_service(&self, service: &mut Service) -> Result<(), SettingError> {
+        self.take("ready_timeout", &mut service.ready_timeout, |text| {
+            parse_limit(text).map_err(|error| error.to_string())
+        })?;
+        self.take("health_interval", &mut service.health_interval, parse_interval)?;
+        self.take("restart", &mut service.restart, parse_restart)?;
+        self.take("max_restarts", &mut service.max_restarts, |text| {
+            let most = text.parse().map_err(|_| format!("'{}' is not a number", text.escape_debug()))?;
+            Ok(Some(most))
+        })?;
+        self.take("log_size", &mut service.log_size, parse_log_size)
     }
 
     /// Returns the names of programs that are never ended for a port.
@@ -340,6 +443,24 @@ fn parse_keep(text: &str) -> Result<Keep, String> {
         .into_iter()
         .find(|keep| keep.word() == text)
         .ok_or_else(|| format!("'{}' is not one of never, on-failure, always", text.escape_debug()))
+}
+
+fn parse_restart(text: &str) -> Result<Restart, String> {
+    let known = [Restart::Never, Restart::OnFailure, Restart::Always];
+    let found = known.into_iter().find(|restart| restart.word() == text);
+    found.ok_or_else(|| format!("'{}' is not one of never, on-failure, always", text.escape_debug()))
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    let span = parse_duration(text).map_err(|error| error.to_string())?;
+    if span < SHORTEST { Err(format!("'{text}' is too short: 100ms is the least")) } else { Ok(span) }
+}
+
+fn parse_log_size(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 64 * 1024;
+    let bytes = parse_size(text).map_err(|error| error.to_string())?;
+    if bytes < LEAST { Err(format!("'{text}' is too small: 64K is the least")) } else { Ok(bytes) }
 }
 
 fn parse_owner(text: &str) -> Result<OwnerChoice, String> {

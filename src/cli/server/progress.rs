@@ -1,0 +1,72 @@
+//! What a person sees while a server gets ready: what is awaited, and its last line when that takes long.
+
+use std::cell::Cell;
+use std::io::{IsTerminal, Write, stderr};
+use std::time::Duration;
+
+use unicode_width::UnicodeWidthStr;
+
+use super::super::table::shorten;
+use super::super::view::is_unseen;
+use crate::output;
+use crate::registry::seen::SeenRun;
+use crate::server::Progress;
+use crate::sys::tty;
+
+/// A line of its own on stderr, if that is a terminal.
+pub(super) struct Spinner {
+    is_there: bool,
+    turns: Cell<usize>,
+}
+
+impl Spinner {
+    pub(super) fn new(quiet: bool) -> Spinner {
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        Spinner { is_there: !quiet && !dumb && stderr().is_terminal(), turns: Cell::new(0) }
+    }
+
+    fn show(&self, line: &str) {
+        let width = tty::width().unwrap_or(80).saturating_sub(1);
+        // Erased to its end, and the cursor goes back to its beginning.
+        let _ = write!(stderr(), "\r{}\x1b[K", shorten(line, width));
+        let _ = stderr().flush();
+    }
+}
+
+impl Progress for Spinner {
+    fn waits(&self, run: &SeenRun, waited: Duration) {
+        const SIGNS: [&str; 10] = ["⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"];
+        // What takes no longer needs no line.
+        const AT_ONCE: Duration = Duration::from_millis(300);
+        const LONG: Duration = Duration::from_secs(5);
+        if !self.is_there || waited < AT_ONCE {
+            return;
+        }
+        self.turns.set(self.turns.get() + 1);
+        let name = run.name().unwrap_or(run.id.as_str());
+        let record = run.record.as_ref().ok();
+        let why =
+            record.and_then(|record| record.trouble.clone()).unwrap_or_else(|| "is starting".to_owned());
+        let mut line =
+            format!("{} {name}: {why} ({} s)", SIGNS[self.turns.get() % SIGNS.len()], waited.as_secs());
+        if waited > LONG
+            && let Some(last) = output::last_lines(&run.directory, 1).first()
+        {
+            line.push_str(" | ");
+            line.push_str(&strip_ansi_escapes::strip_str(last.text()));
+        }
+        let line: String = line.chars().filter(|c| !is_unseen(*c)).collect();
+        debug_assert!(!line.is_empty() && line.width() > 0);
+        self.show(&line);
+    }
+
+    fn interval(&self) -> Option<Duration> {
+        self.is_there.then_some(Duration::from_millis(100))
+    }
+
+    fn over(&self) {
+        if self.turns.replace(0) > 0 {
+            self.show("");
+        }
+    }
+}

@@ -12,8 +12,9 @@ fn readme() -> String {
 /// The long flags in a help text.
 fn flags(help: &str) -> Vec<String> {
     let words = help.split(|c: char| c.is_whitespace() || ",:[]()".contains(c));
-    let words =
-        words.map(|word| word.trim_end_matches('.')).filter(|word| word.starts_with("--") && word.len() > 2);
+    let words = words
+        .map(|word| word.trim_end_matches('.'))
+        .filter(|word| word.starts_with("--") && word[2..].starts_with(char::is_alphabetic));
     let mut found: Vec<String> = words.map(str::to_owned).collect();
     found.sort();
     found.dedup();
@@ -44,6 +45,26 @@ fn every_option_in_the_readme_exists() {
     let table = table.split("## Options of a run").nth(1).unwrap().split("## ").next().unwrap();
     for flag in flags(&table.replace('`', " ")) {
         assert!(flags(&known).contains(&flag), "{flag} of the README does not exist");
+    }
+}
+
+#[test]
+fn every_option_of_servers_exists_and_is_told() {
+    let place = Place::new();
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/servers.md")).unwrap();
+    let help = |words: &[&str]| flags(&place.run(words).stdout);
+    let of_runs = help(&["--help"]);
+    let mut known = of_runs.clone();
+    for verb in ["start", "ensure", "stop", "restart", "status", "logs"] {
+        known.extend(help(&["server", verb, "--help"]));
+    }
+    for flag in flags(&docs.replace('`', " ").replace('|', " ")) {
+        assert!(known.contains(&flag), "{flag} of docs/servers.md does not exist");
+    }
+    // The default needs no word; the rest is of every verb.
+    let plain = ["--help", "--background", "--json", "--grace", "--dry-run", "--lines"].map(str::to_owned);
+    for flag in known.iter().filter(|flag| !of_runs.contains(flag) && !plain.contains(flag)) {
+        assert!(docs.contains(flag.as_str()), "{flag} is not in docs/servers.md");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `server start` and `server ensure`.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -217,7 +218,8 @@ fn line(run: &SeenRun, found: Found) -> String {
     };
     let pid = record.leader.as_ref().map_or(String::new(), |leader| format!("pid {}, ", leader.pid));
     let lease = match record.time_left() {
-        Some(left) => format!("lease {}", format_duration(left)),
+        // Rounded, so that a lease of a day reads so a moment later.
+        Some(left) => format!("lease {}", format_duration(left + Duration::from_millis(500))),
         None => "no lease".to_owned(),
     };
     let url = record.url().map_or(String::new(), |url| format!(": {url}"));

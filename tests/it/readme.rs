@@ -58,7 +58,7 @@ fn every_option_of_servers_exists_and_is_told() {
     for verb in ["start", "ensure", "stop", "restart", "status", "logs"] {
         known.extend(help(&["server", verb, "--help"]));
     }
-    for flag in flags(&docs.replace('`', " ").replace('|', " ")) {
+    for flag in flags(&docs.replace(['`', '|'], " ")) {
         assert!(known.contains(&flag), "{flag} of docs/servers.md does not exist");
     }
     // The default needs no word; the rest is of every verb.

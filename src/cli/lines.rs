@@ -13,6 +13,7 @@ use crate::exit;
 use crate::failure::Failure;
 use crate::lease::parse_duration;
 use crate::output::{self, Line, Reader};
+use crate::owner;
 use crate::registry::record::{State, Timestamp};
 use crate::registry::seen::SeenRun;
 use crate::service::Pattern;
@@ -143,7 +144,11 @@ struct View<'a> {
 impl View<'_> {
     fn of<'a>(args: &LineArgs, printer: &'a Printer) -> View<'a> {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        View { printer, raw: args.raw, keeps_colours: stdout().is_terminal() && !plain }
+        View {
+            printer,
+            raw: args.raw,
+            keeps_colours: stdout().is_terminal() && !plain && !owner::is_agents(),
+        }
     }
 
     /// Returns false if nobody takes it.

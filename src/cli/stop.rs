@@ -1,5 +1,7 @@
 //! `agent-run stop`: asks for the end and waits until nothing is left.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::args::StopArgs;
@@ -26,25 +28,35 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
     }
     let finished: Vec<RunId> =
         runs.iter().filter(|run| run.state == State::Finished).map(|run| run.id.clone()).collect();
-    // All are asked before one is waited for, so that their graces pass together.
-    let asked: Vec<Result<(), StopError>> =
-        runs.iter_mut().map(|run| stop::ask(run, grace, Wish::Stop)).collect();
-    let mut remains = false;
-    for (run, asked) in runs.iter_mut().zip(asked) {
-        if let Err(why) = asked.and_then(|()| stop::settle(run, grace)) {
-            remains = true;
-            printer.note(&format!("{}: {why}", title(run)));
-        }
-    }
+    let all_gone = end(&mut runs, grace, printer);
     report(&runs, printer, |run| match finished.contains(&run.id) {
         true => format!("{} had ended already", title(run)),
         false => outcome(run),
     });
+    finish(all_gone)
+}
+
+/// Ends `runs`, and tells what could not be; returns whether nothing is left.
+pub(super) fn end(runs: &mut [SeenRun], grace: Option<Duration>, printer: &Printer) -> bool {
+    // All are asked before one is waited for, so that their graces pass together.
+    let asked: Vec<Result<(), StopError>> =
+        runs.iter_mut().map(|run| stop::ask(run, grace, Wish::Stop)).collect();
+    let mut all_gone = true;
+    for (run, asked) in runs.iter_mut().zip(asked) {
+        if let Err(why) = asked.and_then(|()| stop::settle(run, grace)) {
+            all_gone = false;
+            printer.note(&format!("{}: {why}", title(run)));
+        }
+    }
+    all_gone
+}
+
+/// Has what others have left behind ended too, in a process of its own, and returns the code.
+pub(super) fn finish(all_gone: bool) -> Result<u8, Failure> {
     if let Some(root) = root()? {
-        // What others have left behind goes too, in a process of its own.
         recover::recover_all_now_and_then(&root);
     }
-    Ok(if remains { exit::SOMETHING_REMAINS } else { 0 })
+    Ok(if all_gone { 0 } else { exit::SOMETHING_REMAINS })
 }
 
 /// Returns the runs that are meant; all are found before one is touched.

@@ -256,7 +256,7 @@ fn parse_toml<'a>(path: &Path, text: &'a str) -> Result<Spanned<DeTable<'a>>, Se
 }
 
 /// Returns the one of `known` that `word` is most likely meant for.
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     const LIKE: f64 = 0.75;
     let scored = known.map(|name| (strsim::jaro_winkler(word, name), name));
     let best = scored.max_by(|one, other| one.0.total_cmp(&other.0));

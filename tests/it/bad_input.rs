@@ -212,6 +212,26 @@ fn a_disk_that_fills_up_during_a_run_does_not_keep_it() {
 }
 
 #[test]
+fn a_full_disk_stops_no_server_and_what_its_log_has_lost_is_told() {
+    let place = Place::new();
+    let script = "mount -t tmpfs -o size=256k,mode=700 none ../disk || exit 99; \
+                  $RUN server start web --ready log:up -- $HELPER print up await ../fill lines 2000 touch ../written \
+                  await ../go print end touch ../ended pause >/dev/null || exit 98; \
+                  cat /dev/zero > ../disk/filler 2>/dev/null; echo x > ../fill; \
+                  until [ -s ../written ]; do :; done; \
+                  rm ../disk/filler; echo x > ../go; until [ -s ../ended ]; do :; done; \
+                  until $RUN server logs web | grep -q ' end$'; do :; done; \
+                  $RUN server logs web; $RUN server stop web >/dev/null";
+    let Some(done) = with_mounts(&place, script) else { return };
+    let done = done.expect_code(0);
+    assert!(
+        done.stdout.contains(" agent-run ") && done.stdout.contains("bytes of output were lost: "),
+        "{done:?}"
+    );
+    assert!(done.stdout.ends_with(" stdout end\n"), "{done:?}");
+}
+
+#[test]
 fn a_read_only_disk_is_said() {
     let place = Place::new();
     let script = "mount -t tmpfs -o ro none ../disk || exit 99; $RUN $HELPER touch ../started; code=$?; \

@@ -68,7 +68,8 @@ fn a_start_returns_when_it_serves_and_a_stop_leaves_nothing() {
     assert!(stopped.stdout.starts_with("stopped web (") && stopped.stdout.contains(" in "), "{stopped:?}");
     assert_eq!(place.the_ended()["end"]["reason"], "stop");
     place.run(&["server", "status", "web"]).expect_code(3);
-    place.run(&["server", "status", "nobody"]).expect_code(4);
+    let unknown = place.run(&["server", "status", "wep"]).expect_code(4);
+    assert!(unknown.stderr.contains("did you mean 'web'?"), "{unknown:?}");
     // Nothing to do is success.
     place.run(&["server", "stop", "web"]).expect_code(0);
     place.run(&["server", "stop", "nobody", "--force"]).expect_code(0);

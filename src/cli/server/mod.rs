@@ -19,6 +19,7 @@ use crate::registry::RegistryError;
 use crate::registry::root::Root;
 use crate::registry::seen::{self, SeenRun};
 use crate::run::Kind;
+use crate::settings::nearest;
 use crate::sys::signal;
 use args::ServerVerb;
 
@@ -54,12 +55,25 @@ fn default_name() -> Result<String, Failure> {
 
 /// Finds the server that `selector` means, of all that are or were; the error says what else there is.
 fn find(root: &Root, selector: &str) -> Result<SeenRun, Failure> {
-    let run = seen::find(root, selector)?;
+    let run = seen::find(root, selector).map_err(|error| match error {
+        RegistryError::Unknown(_) => with_nearest(root, selector, error.into()),
+        error => error.into(),
+    })?;
     is_server(&run).then_some(()).ok_or_else(|| {
         let name = run.name().unwrap_or(run.id.as_str());
         Failure::usage(format!("{name} is a run, no server"), "the same verb without 'server' is for runs")
     })?;
     Ok(run)
+}
+
+/// Adds the name that was most likely meant.
+fn with_nearest(root: &Root, selector: &str, failure: Failure) -> Failure {
+    let known: Vec<SeenRun> =
+        seen::runs(root).into_iter().chain(seen::ended(root)).filter(is_server).collect();
+    match nearest(selector, known.iter().filter_map(SeenRun::name)) {
+        Some(name) => Failure { hint: Some(format!("did you mean '{name}'?")), ..failure },
+        None => failure,
+    }
 }
 
 fn is_server(run: &SeenRun) -> bool {

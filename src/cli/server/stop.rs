@@ -5,17 +5,14 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::super::printer::Printer;
-use super::super::stop::{outcome, title};
+use super::super::stop::{end, finish, outcome, title};
 use super::super::{root, view};
 use super::args::StopArgs;
 use super::{default_name, find, grace, living};
-use crate::exit;
 use crate::failure::Failure;
 use crate::lease::format_duration;
-use crate::recover;
 use crate::registry::record::State;
 use crate::registry::seen::SeenRun;
-use crate::stop::{self, StopError, Wish};
 
 pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
     let grace = grace(args.force, args.grace.as_deref())?;
@@ -25,23 +22,10 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
         return Ok(0);
     }
     let begun = Instant::now();
-    // All are asked before one is waited for, so that their graces pass together.
-    let asked: Vec<Result<(), StopError>> =
-        runs.iter_mut().map(|run| stop::ask(run, grace, Wish::Stop)).collect();
-    let mut remains = false;
-    for (run, asked) in runs.iter_mut().zip(asked) {
-        if let Err(why) = asked.and_then(|()| stop::settle(run, grace)) {
-            remains = true;
-            printer.note(&format!("{}: {why}", title(run)));
-        }
-    }
+    let all_gone = end(&mut runs, grace, printer);
     let took = format_duration(begun.elapsed());
     report(&runs, printer, |run| format!("{} in {took}", outcome(run)));
-    if let Some(root) = root()? {
-        // What others have left behind goes too, in a process of its own.
-        recover::recover_all_now_and_then(&root);
-    }
-    Ok(if remains { exit::SOMETHING_REMAINS } else { 0 })
+    finish(all_gone)
 }
 
 /// Returns the living servers that are meant; all names are looked at before one is touched.

@@ -8,6 +8,7 @@ use agent_run::Signal;
 use agent_run::sys::process::Pidfd;
 use serde_json::Value;
 
+use crate::harness::pty::{PROMPT, Pty};
 use crate::harness::{Done, Place, Running, finish, is_dead, measuring, misbehave, wait_until};
 
 /// Starts a server called web; returns what `--json` says of it.
@@ -661,5 +662,27 @@ fn status_is_watched_until_nobody_reads() {
     place.furnish(&mut command);
     let done = finish(command).expect_code(0);
     assert_eq!(done.stdout.lines().filter(|line| line.contains("\"name\":\"web\"")).count(), 3, "{done:?}");
+    stop(&place);
+}
+
+#[test]
+fn a_person_sees_what_is_awaited_and_may_give_up() {
+    let place = Place::new();
+    let mut pty = Pty::shell(&place, "bash");
+    pty.line("$RUN server start web --ready log:never -- $HELPER print almost pause");
+    pty.expect("web: no line is like 'log:never' (");
+    // When it takes long, its last line too.
+    pty.expect(" | almost");
+    pty.send("\x03");
+    pty.expect(PROMPT);
+    assert!(place.unfinished().is_empty());
+    pty.line("$RUN server start web --ready log:up -- $HELPER print up pause; echo code $?");
+    pty.expect("web is ready (pid ");
+    pty.expect("code 0");
+    // Its end is not the terminal's.
+    pty.hang_up();
+    let record = place.the_record();
+    assert_eq!(record["state"], "ready");
+    assert!(!is_dead(leader(&record)));
     stop(&place);
 }

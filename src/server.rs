@@ -36,7 +36,7 @@ const LAST_LINES: usize = 20;
 pub enum ServerError {
     /// It was not started.
     #[error(transparent)]
-    Launch(#[from] LaunchError),
+    Launch(LaunchError),
     /// The state directory cannot be used.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -82,6 +82,15 @@ pub enum ServerError {
     /// Waiting failed.
     #[error("cannot wait for the server: {0}")]
     Wait(#[from] io::Error),
+}
+
+impl From<LaunchError> for ServerError {
+    fn from(error: LaunchError) -> ServerError {
+        match error {
+            LaunchError::Interrupted(signal) => ServerError::Interrupted(signal),
+            error => ServerError::Launch(error),
+        }
+    }
 }
 
 /// Who watches a server getting ready.

@@ -1,8 +1,8 @@
 //! Starting a run that nobody waits for.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::{FATAL, LaunchError, guard, system, take};
 use crate::control::link::ToLauncher;
@@ -10,8 +10,11 @@ use crate::exit::{Ending, OWN_FAILURE};
 use crate::port::claim::Person;
 use crate::registry::RegistryError;
 use crate::run::{RunId, RunSpec};
-use crate::sys::signal;
+use crate::sys::children::{self, Change};
+use crate::sys::process::{self, Pid};
+use crate::sys::signal::{self, SignalQueue};
 use crate::sys::spawn::{self, Forked};
+use crate::sys::{inherit, waits};
 
 /// Starts `spec` with a guard in a session of its own, which has nothing of the caller's but its environment and working
 /// directory, and returns when the command has been started. `person` is asked before somebody is displaced; `turn`,
@@ -29,6 +32,9 @@ pub fn in_background(mut spec: RunSpec, person: &dyn Person, turn: File) -> Resu
         Forked::Child => {
             drop((answer, turn));
             signal::block_all();
+            // Whoever looks for the command by its words means the command, and not us.
+            let name = spec.name.as_deref().unwrap_or_default();
+            inherit::rename_process(c"agent-run", &format!("agent-run: server {name}"));
             let ended =
                 spawn::detach().map_err(system("leave the terminal")).and_then(|()| guard(spec, given));
             let code = match ended {
@@ -41,12 +47,31 @@ pub fn in_background(mut spec: RunSpec, person: &dyn Person, turn: File) -> Resu
             };
             signal::exit_now(i32::from(code))
         }
-        Forked::Parent(_) => {
+        Forked::Parent(guard) => {
             drop((given, report));
-            let answer = started(ToLauncher::receive(answer));
-            answer.inspect_err(|_| signal::unblock(&FATAL))
+            listen(guard, answer).inspect_err(|_| signal::unblock(&FATAL))
         }
     }
+}
+
+/// Hears what becomes of the launch; a signal that comes meanwhile is the guard's too, and then nothing is left.
+fn listen(guard: Pid, answer: PipeReader) -> Result<RunId, LaunchError> {
+    let mut interrupted = None;
+    // Without a queue (out of descriptors) a signal waits until the launch is over.
+    if let Ok(queue) = SignalQueue::open(&FATAL) {
+        while !waits::any(&[(answer.as_fd(), true), (queue.as_fd(), true)], None)
+            .map_err(system("wait for the launch"))?[0]
+        {
+            while let Some(signal) = queue.next() {
+                interrupted = interrupted.or(Some(signal));
+                let _ = process::signal_own_child(guard, signal);
+            }
+        }
+    }
+    let answer = ToLauncher::receive(answer);
+    let Some(signal) = interrupted else { return started(answer) };
+    while !matches!(children::wait_for(guard), Ok(Change::Ended(_)) | Err(_)) {}
+    Err(LaunchError::Interrupted(signal))
 }
 
 fn started(answer: Option<ToLauncher>) -> Result<RunId, LaunchError> {

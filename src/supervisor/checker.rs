@@ -2,7 +2,7 @@
 //! lets it start and end the commands of `cmd:` checks: whatever runs is part of the tree.
 //!
 //! No event tells that a socket listens (sock_diag(7) reports the end of sockets alone), so until it is ready the
-//! kernel is asked a hundred times a second; that costs less than a hundredth of a core.
+//! kernel is asked every fifteen milliseconds, which costs about a hundredth of a core.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ use crate::sys::process::Pid;
 use crate::sys::sockets::{self, State};
 use crate::sys::tree::{self, Descend};
 
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(15);
 /// While somebody else listens on the port, of whom more is to be found out each time.
 const LOOK_RARELY: Duration = Duration::from_millis(100);
 /// A server for which nothing else is asked is ready if it lives so long: one that fails at once is not.

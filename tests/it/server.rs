@@ -369,6 +369,23 @@ fn whoever_starts_it_may_die() {
 }
 
 #[test]
+fn a_launch_may_be_interrupted() {
+    let place = Place::new();
+    // Much is copied first.
+    fs::create_dir(place.path("work/many")).unwrap();
+    (0..5_000).for_each(|number| fs::write(place.path("work/many").join(number.to_string()), "x").unwrap());
+    let words = ["server", "start", "web", "--copy", "many", "--", misbehave(), "pause"];
+    let caller = Running::spawn(place.command(&words));
+    wait_until("it is being copied", || {
+        place.unfinished().first().is_some_and(|run| run.join("tmp/many").exists())
+    });
+    caller.signal(Signal::INT);
+    let done = caller.wait();
+    assert_eq!(done.signal, Some(Signal::INT.number()), "{done:?}");
+    place.expect_nothing_left();
+}
+
+#[test]
 fn guard_or_supervisor_may_be_killed() {
     for who in ["guard", "supervisor"] {
         let place = Place::new();

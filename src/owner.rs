@@ -136,7 +136,12 @@ pub fn mark_in(variable: &dyn Fn(&str) -> Option<String>) -> Option<Mark> {
 
 /// Returns the agent whose program `pid` runs, by its names.
 pub fn agent_running_as(pid: Pid) -> Option<&'static str> {
-    let names = Ancestor::names_of(pid);
+    agent_named(&process::command_line(pid), Stat::read(pid).map(|stat| stat.comm))
+}
+
+/// Returns the agent whose program runs as `command`, in a process of the name `comm`.
+pub fn agent_named(command: &[String], comm: Option<String>) -> Option<&'static str> {
+    let names = names_in(command, comm);
     let named = |agent: &&Agent| names.iter().any(|name| agent.programs.contains(&name.as_str()));
     AGENTS.iter().find(named).map(|agent| agent.name)
 }
@@ -235,13 +240,7 @@ struct Ancestor {
 
 impl Ancestor {
     fn names_of(pid: Pid) -> Vec<String> {
-        let words = process::command_line(pid).into_iter().take(8);
-        // The program, and the script that it runs: `node --no-warnings /x/agent`.
-        let words = words.enumerate().filter(|(at, word)| *at == 0 || !word.starts_with('-')).take(2);
-        let words = words.map(|(_, word)| word);
-        let mut names: Vec<String> = words.filter_map(|word| program_name(&word)).collect();
-        names.extend(Stat::read(pid).map(|stat| stat.comm));
-        names
+        names_in(&process::command_line(pid), Stat::read(pid).map(|stat| stat.comm))
     }
 
     fn look(pid: Pid) -> Ancestor {
@@ -256,6 +255,14 @@ impl Ancestor {
     fn is_reaper(&self) -> bool {
         self.pid == 1 || self.names.iter().any(|name| programs::is_reaper(name))
     }
+}
+
+/// The program, and the script that it runs: `node --no-warnings /x/agent`.
+fn names_in(command: &[String], comm: Option<String>) -> Vec<String> {
+    let words = command.iter().take(8).enumerate().filter(|(at, word)| *at == 0 || !word.starts_with('-'));
+    let mut names: Vec<String> = words.take(2).filter_map(|(_, word)| program_name(word)).collect();
+    names.extend(comm);
+    names
 }
 
 fn program_name(word: &str) -> Option<String> {

@@ -18,6 +18,9 @@ use crate::teardown::marks::Marks;
 /// Launches look for orphans at most this often, all together: with hundreds of runs a look is not free.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// And at so many runs each time.
+const LOOKED_AT: usize = 100;
+
 /// Ends the orphaned run `seen`: its processes, its directory, its entry. Returns how it ended; `None` if
 /// it is not an orphan (any more), cannot be understood, or if we are within it ourselves.
 pub fn recover(root: Root, seen: &SeenRun, grace: Option<Duration>) -> Option<End> {
@@ -84,8 +87,8 @@ pub fn recover_all_now_and_then(root: &Root) {
         return;
     }
     store::remove_unfinished_entries(root);
-    let mut orphans = seen::runs(root);
-    orphans.retain(|run| run.state == State::Orphaned && run.record.is_ok());
+    let mut orphans = seen::dead(root, LOOKED_AT);
+    orphans.retain(|run| run.record.is_ok());
     if !orphans.is_empty() {
         // If the fork fails, the next launch tries.
         let _ = spawn::detached(c"arun-recover", || {

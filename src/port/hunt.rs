@@ -8,12 +8,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use super::holders::keepers_of;
 use crate::registry::record::Record;
 use crate::registry::seen::SeenRun;
 use crate::sys::cgroup::{self, Leaf};
+use crate::sys::crew;
 use crate::sys::descriptors::{self, Kind};
 use crate::sys::process::{Pid, Stat};
 use crate::sys::sockets::Socket;
@@ -84,16 +84,12 @@ impl Hunt {
 
     /// Asks every process that was not asked yet, by a thread for each CPU if they are many.
     fn everywhere(&mut self, search: Search) {
-        const MANY: usize = 256;
-        const MOST_THREADS: usize = 4;
         let pids = from_both_ends(tree::all_processes().filter(|pid| !self.asked.contains(pid)).collect());
-        let cpus = if pids.len() < MANY { 1 } else { thread::available_parallelism().map_or(1, Into::into) };
-        let count = cpus.min(MOST_THREADS);
         let over = AtomicBool::new(self.is_over());
         let wanted = self.wanted.clone();
         let shared = Mutex::new(&mut *self);
-        let part = |first: usize| {
-            for pid in pids.iter().skip(first).step_by(count) {
+        let part = |first: usize, step: usize| {
+            for pid in pids.iter().skip(first).step_by(step) {
                 if search == Search::Enough && over.load(Ordering::Relaxed) {
                     return;
                 }
@@ -106,23 +102,7 @@ impl Hunt {
                 over.store(hunt.is_over(), Ordering::Relaxed);
             }
         };
-        if count == 1 {
-            return part(0);
-        }
-        let before = threads();
-        thread::scope(|scope| {
-            for first in 0..count {
-                // Where no thread can be made (a limit of processes), this one does its part.
-                if thread::Builder::new().spawn_scoped(scope, move || part(first)).is_err() {
-                    part(first);
-                }
-            }
-        });
-        // Whoever forks next must have one thread, and a joined one may take a moment to go.
-        const PATIENCE: usize = 1000;
-        for _ in (0..PATIENCE).take_while(|_| threads() > before) {
-            thread::yield_now();
-        }
+        crew::share(pids.len(), &part);
     }
 
     /// Asks parents, siblings and descendants of who was found.
@@ -142,10 +122,6 @@ impl Hunt {
             self.among(descendants(pid, usize::MAX));
         }
     }
-}
-
-fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count)
 }
 
 /// The newest process first, then the oldest, and so on to the middle: what is looked for is rarely there.

@@ -55,27 +55,45 @@ fn is_locked(directory: &File) -> bool {
 
 /// Returns the unfinished runs, oldest first.
 pub fn runs(root: &Root) -> Vec<SeenRun> {
-    let mut found: Vec<SeenRun> = ids(&root.path.join("runs"))
-        .into_iter()
-        .filter_map(|id| {
-            let directory = files::open_directory_in(&root.runs, OsStr::new(id.as_str())).ok()?;
-            // The lock first: a record that is read after it was seen free is the last one.
-            let locked = is_locked(&directory);
-            let record = read_record(&directory);
-            let state = match &record {
-                Ok(record) if locked => record.state,
-                Err(_) if locked => State::Running,
-                _ => State::Orphaned,
-            };
-            // It may have finished while we looked: then it is found among the finished. One that is finished
-            // and still here lost its supervisor just before it was moved.
-            let over = record.as_ref().map_or(true, |record| record.state == State::Finished);
-            let gone = over && files::open_directory_in(&root.runs, OsStr::new(id.as_str())).is_err();
-            (!gone && state != State::Finished).then_some(SeenRun { id, state, record, directory })
-        })
-        .collect();
+    let ids = ids(&root.path.join("runs"));
+    let mut found: Vec<SeenRun> = ids.into_iter().filter_map(|id| look(root, id, false)).collect();
     found.sort_by_key(|run| run.record.as_ref().ok().map(|record| record.started_at));
     found
+}
+
+/// Returns runs that nobody supervises, of at most `most` that are looked at: another time it is others, so that of many
+/// each has its turn. A run that lives costs a look at its lock and nothing more.
+pub fn dead(root: &Root, most: usize) -> Vec<SeenRun> {
+    let mut ids = ids(&root.path.join("runs"));
+    if ids.len() > most {
+        let mut bytes = [0; 8];
+        files::fill_random(&mut bytes);
+        let turn = u64::from_ne_bytes(bytes) as usize % ids.len();
+        ids.rotate_left(turn);
+        ids.truncate(most);
+    }
+    ids.into_iter().filter_map(|id| look(root, id, true)).collect()
+}
+
+/// Looks at the unfinished run `id`; `None` if it is not there, or lives although only the dead are looked for.
+fn look(root: &Root, id: RunId, only_dead: bool) -> Option<SeenRun> {
+    let directory = files::open_directory_in(&root.runs, OsStr::new(id.as_str())).ok()?;
+    // The lock first: a record that is read after it was seen free is the last one.
+    let locked = is_locked(&directory);
+    if locked && only_dead {
+        return None;
+    }
+    let record = read_record(&directory);
+    let state = match &record {
+        Ok(record) if locked => record.state,
+        Err(_) if locked => State::Running,
+        _ => State::Orphaned,
+    };
+    // It may have finished while we looked: then it is found among the finished. One that is finished
+    // and still here lost its supervisor just before it was moved.
+    let over = record.as_ref().map_or(true, |record| record.state == State::Finished);
+    let gone = over && files::open_directory_in(&root.runs, OsStr::new(id.as_str())).is_err();
+    (!gone && state != State::Finished).then_some(SeenRun { id, state, record, directory })
 }
 
 /// Returns the guards of the live runs within the run `outer`.

@@ -14,15 +14,17 @@ pub(super) struct ClientsGone {
 }
 
 impl ClientsGone {
-    pub(super) fn look(snapshot: &Snapshot) -> ClientsGone {
+    /// Looks at `asked`: each costs little, and one of them that has pipes a look at what everybody has open.
+    pub(super) fn look(snapshot: &Snapshot, asked: &HashSet<Pid>) -> ClientsGone {
         let both =
             |pid: Pid, kind| Some([descriptors::behind(pid, 0, kind)?, descriptors::behind(pid, 1, kind)?]);
-        let pids = || snapshot.processes.keys().copied();
+        let pids = || asked.iter().copied();
         let candidates: HashMap<Pid, [u32; 2]> =
             pids().filter_map(|pid| Some((pid, both(pid, Descriptor::Pipe)?))).collect();
         let wanted: HashSet<u32> = candidates.values().flatten().copied().collect();
         let mut holders: HashMap<u32, Vec<Pid>> = HashMap::new();
-        for pid in tree::all_processes() {
+        let others = (!wanted.is_empty()).then(tree::all_processes);
+        for pid in others.into_iter().flatten() {
             for inode in descriptors::held_by(pid, Descriptor::Pipe, &wanted) {
                 holders.entry(inode).or_default().push(pid);
             }

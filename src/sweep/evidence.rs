@@ -66,7 +66,7 @@ impl Evidence {
 
 /// What `process` tells: each kind once. Ports of what is below it count if its command is one that serves: a
 /// terminal multiplexer or an editor is not answerable for what runs in it.
-pub fn of(process: &Process, snapshot: &Snapshot, options: &Options, client_gone: bool) -> Vec<Evidence> {
+pub fn of(process: &Process, snapshot: &Snapshot, options: &Options) -> Vec<Evidence> {
     let command = serving_words(&process.command, &options.commands).map(|words| Evidence::Command { words });
     let members = if command.is_some() { snapshot.tree(process.stat.pid) } else { vec![process] };
     let port = members.iter().find_map(|member| {
@@ -77,7 +77,6 @@ pub fn of(process: &Process, snapshot: &Snapshot, options: &Options, client_gone
     found.extend(of_place(process, options));
     found.extend(port.map(|port| Evidence::Port { port }));
     found.extend(command);
-    found.extend(client_gone.then_some(Evidence::ClientGone));
     found
 }
 

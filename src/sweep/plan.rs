@@ -290,10 +290,20 @@ fn serving_member<'a>(members: &[&'a Process], snapshot: &Snapshot) -> Option<&'
 /// Servers of agents that we did not start, each with what only wraps it, as `sh -c` does. Those that look like one but
 /// have somebody are told too.
 fn leftovers(snapshot: &Snapshot, options: &Options) -> Vec<Item> {
-    let clients = ClientsGone::look(snapshot);
+    let of_session = !matches!(options.scope, Scope::Gone | Scope::All);
+    let candidates: Vec<(&Process, Vec<Evidence>)> = snapshot
+        .processes
+        .values()
+        .filter(|process| may_be_one(process, snapshot))
+        .map(|process| (process, evidence::of(process, snapshot, options)))
+        // That its client is gone makes nothing of a process by itself, unless it is of the session.
+        .filter(|(_, told)| !told.is_empty() || of_session)
+        .collect();
+    let pids = candidates.iter().flat_map(|(it, _)| [it.stat.pid, snapshot.wrapped(it.stat.pid)]);
+    let clients = ClientsGone::look(snapshot, &pids.collect());
     let mut found: BTreeMap<Pid, Vec<(&Process, Vec<Evidence>)>> = BTreeMap::new();
-    for process in snapshot.processes.values().filter(|process| may_be_one(process, snapshot)) {
-        let told = evidence::of(process, snapshot, options, clients.is_gone_for(process));
+    for (process, mut told) in candidates {
+        told.extend(clients.is_gone_for(process).then_some(Evidence::ClientGone));
         if !told.is_empty() {
             found.entry(snapshot.wrapped(process.stat.pid)).or_default().push((process, told));
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::env as vars;
@@ -14,7 +14,7 @@ use crate::programs;
 use crate::run::RunId;
 use crate::sys::process::{self, Environment, Pid, ProcessRef, Stat};
 use crate::sys::sockets::{self, State};
-use crate::sys::{spawn, tree};
+use crate::sys::{crew, spawn, tree};
 
 /// One process of our user.
 #[derive(Clone, Debug)]
@@ -87,23 +87,18 @@ impl Snapshot {
         seen.reapers.insert(1);
         seen.reapers.extend(adopter);
         let mut oldest: HashMap<Pid, (u64, Pid)> = HashMap::new();
-        let own = process::own_uid();
-        let now = process::now_in_ticks();
-        for stat in tree::all_processes().filter_map(Stat::read).filter(|stat| !stat.is_dead()) {
+        for (stat, process) in look_at_all() {
             let pid = stat.pid;
             seen.parents.insert(pid, stat.parent);
             seen.names.insert(pid, stat.comm.clone());
             seen.sessions.insert(pid, stat.session);
             let first = oldest.entry(stat.parent).or_insert((stat.start_time, pid));
             *first = (*first).min((stat.start_time, pid));
-            let uid = fs::metadata(format!("/proc/{pid}")).map_or(u32::MAX, |it| it.uid());
             if programs::is_reaper(&stat.comm) {
                 seen.inits.insert(pid);
                 seen.reapers.insert(pid);
             }
-            if uid == own
-                && let Some(process) = Process::look(stat, now)
-            {
+            if let Some(process) = process {
                 seen.children.entry(process.stat.parent).or_default().push(pid);
                 seen.living_agents.extend(process.agent);
                 seen.processes.insert(pid, process);
@@ -171,22 +166,47 @@ impl Snapshot {
     }
 }
 
+/// Reads the entry of every living process, and looks at those of our user.
+fn look_at_all() -> Vec<(Stat, Option<Process>)> {
+    let (own, now) = (process::own_uid(), process::now_in_ticks());
+    let is_ours = |pid: Pid| fs::metadata(format!("/proc/{pid}")).is_ok_and(|seen| seen.uid() == own);
+    let look = |pid: Pid| {
+        let stat = Stat::read(pid).filter(|stat| !stat.is_dead())?;
+        let process = is_ours(pid).then(|| Process::look(pid, now)).flatten();
+        Some((stat, process))
+    };
+    let pids: Vec<Pid> = tree::all_processes().collect();
+    let seen = Mutex::new(Vec::with_capacity(pids.len()));
+    crew::share(pids.len(), &|first, step| {
+        let part: Vec<_> = pids.iter().skip(first).step_by(step).filter_map(|pid| look(*pid)).collect();
+        // Nothing can panic while it is held.
+        seen.lock().unwrap_or_else(PoisonError::into_inner).extend(part);
+    });
+    seen.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A table that was read while processes came and went might have a circle.
 const MOST_ANCESTORS: usize = 10_000;
 
 /// Returns the service in whose cgroup `pid` is, if a service manager has put it there.
 fn unit_of(pid: Pid) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let text = process::cgroups(pid)?;
     let path =
         text.lines().find_map(|line| line.strip_prefix("0::").or(line.strip_prefix("1:name=systemd:")))?;
     let last = path.rsplit('/').find(|part| part.ends_with(".service"))?;
     (!last.starts_with("user@")).then(|| last.to_owned())
 }
 
+/// Our own pid namespace.
+fn own_namespace() -> Option<&'static PathBuf> {
+    static OWN: OnceLock<Option<PathBuf>> = OnceLock::new();
+    OWN.get_or_init(|| fs::read_link("/proc/self/ns/pid").ok()).as_ref()
+}
+
 impl Process {
-    fn look(stat: Stat, now: u64) -> Option<Process> {
-        let pid = stat.pid;
-        let (identity, _) = ProcessRef::observe(pid)?;
+    fn look(pid: Pid, now: u64) -> Option<Process> {
+        let (identity, _, stat) = ProcessRef::observe_with_entry(pid)?;
+        let command = process::command_line(pid);
         let environment = Environment::of(pid).unwrap_or_default();
         let variable = |name: &str| environment.text(name);
         let cwd = fs::read_link(format!("/proc/{pid}/cwd")).ok();
@@ -203,9 +223,9 @@ impl Process {
             cwd: named.map(PathBuf::from).or(cwd),
             unit: unit_of(pid),
             in_container: fs::read_link(format!("/proc/{pid}/ns/pid"))
-                .is_ok_and(|theirs| fs::read_link("/proc/self/ns/pid").is_ok_and(|own| own != theirs)),
-            agent: owner::agent_running_as(pid),
-            command: process::command_line(pid),
+                .is_ok_and(|theirs| own_namespace().is_some_and(|own| *own != theirs)),
+            agent: owner::agent_named(&command, Some(stat.comm.clone())),
+            command,
             stat,
         })
     }

@@ -4,6 +4,7 @@
 pub mod cgroup;
 pub mod children;
 pub mod clock;
+pub mod crew;
 pub mod descriptors;
 pub mod fault;
 pub mod files;

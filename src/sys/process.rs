@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -108,12 +109,22 @@ impl Stat {
     }
 }
 
-/// Reads a short file of /proc. Such a file has no size to go by, and each further read would make the
-/// kernel write its text anew. A process's name may be no text.
+/// Reads a short file of /proc. A process's name may be no text.
 fn read_entry(path: &str) -> Option<String> {
-    let mut buffer = [0; 4096];
-    let length = File::open(path).ok()?.read(&mut buffer).ok()?;
-    Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    Some(String::from_utf8_lossy(&read_bytes(path)?).into_owned())
+}
+
+/// Reads a file of /proc. Such a file has no size to go by, and one more read would make the kernel write its text anew:
+/// what did not fill the buffer was all.
+fn read_bytes(path: &str) -> Option<Vec<u8>> {
+    let mut buffer = vec![0; 4096];
+    let mut file = File::open(path).ok()?;
+    let length = file.read(&mut buffer).ok()?;
+    buffer.truncate(length);
+    if length == 4096 {
+        file.read_to_end(&mut buffer).ok()?;
+    }
+    Some(buffer)
 }
 
 /// Returns our ancestors, nearest first, as far as they can be seen.
@@ -134,7 +145,7 @@ pub fn own_line() -> HashSet<Pid> {
 
 /// Returns the command line of `pid`, invalid UTF-8 replaced; empty if it cannot be seen or was cleared.
 pub fn command_line(pid: Pid) -> Vec<String> {
-    let text = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = read_bytes(&format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = text.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
     let mut words: Vec<String> = words.collect();
     while words.last().is_some_and(String::is_empty) {
@@ -150,7 +161,7 @@ pub struct Environment(Vec<u8>);
 impl Environment {
     /// Reads those of `pid`; `None` if they cannot be seen.
     pub fn of(pid: Pid) -> Option<Environment> {
-        fs::read(format!("/proc/{pid}/environ")).ok().map(Environment)
+        read_bytes(&format!("/proc/{pid}/environ")).map(Environment)
     }
 
     /// Returns the value of `name`.
@@ -235,9 +246,12 @@ impl Pidfd {
     /// (Linux 6.9; `None` before, when all pidfds share one inode).
     fn inode(&self) -> Option<u64> {
         const PIDFS_MAGIC: i64 = 0x5049_4446;
-        let kind = nix::sys::statfs::fstatfs(&self.0).ok()?.filesystem_type();
+        // The kernel's, so it is asked once.
+        static HAS_PIDFS: OnceLock<bool> = OnceLock::new();
+        let kind = || nix::sys::statfs::fstatfs(&self.0).map(|it| it.filesystem_type().0);
+        let has_pidfs = *HAS_PIDFS.get_or_init(|| kind() == Ok(PIDFS_MAGIC));
         let inode = nix::sys::stat::fstat(&self.0).ok()?.st_ino;
-        (kind.0 as i64 == PIDFS_MAGIC).then_some(inode)
+        has_pidfs.then_some(inode)
     }
 
     /// Sends `signal` (`pidfd_send_signal(2)`).
@@ -277,10 +291,16 @@ pub struct ProcessRef {
 impl ProcessRef {
     /// Pins the process that bears `pid` now, and tells who it is; `None` if there is none.
     pub fn observe(pid: Pid) -> Option<(ProcessRef, Pidfd)> {
+        ProcessRef::observe_with_entry(pid).map(|(process, pidfd, _)| (process, pidfd))
+    }
+
+    /// The same, with its entry.
+    pub fn observe_with_entry(pid: Pid) -> Option<(ProcessRef, Pidfd, Stat)> {
         let pidfd = Pidfd::open(pid).ok()?;
-        let start_time = Stat::read(pid)?.start_time;
+        let stat = Stat::read(pid)?;
         // Alive after its entry was read, so the entry was its own.
-        pidfd.is_alive().then(|| (ProcessRef { pid, start_time, inode: pidfd.inode() }, pidfd))
+        let process = ProcessRef { pid, start_time: stat.start_time, inode: pidfd.inode() };
+        pidfd.is_alive().then_some((process, pidfd, stat))
     }
 
     /// Returns the identity of the process that bears `pid`, which must be this process or an unreaped
@@ -334,6 +354,11 @@ pub fn signal_namespace(signal: Signal) {
 pub fn signal_namespace_probe() -> bool {
     // SAFETY: no memory is passed; signal 0 is not sent, only asked for.
     own_pid() == 1 && unsafe { libc::kill(-1, 0) } == 0
+}
+
+/// Returns what `/proc/PID/cgroup` says of `pid` (`proc_pid_cgroup(5)`).
+pub fn cgroups(pid: Pid) -> Option<String> {
+    read_entry(&format!("/proc/{pid}/cgroup"))
 }
 
 /// Returns whether /proc is that of our own pid namespace: else its numbers mean other processes.

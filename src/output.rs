@@ -19,6 +19,7 @@ pub const LOG: &str = "output.log";
 const OLDER: &str = "output.log.1";
 /// What is left of them when the run has ended.
 const TAIL: &str = "output.tail.log";
+const NEW_TAIL: &str = "output.tail.log.new";
 /// How much of that is kept, in bytes.
 const KEPT: u64 = 256 * 1024;
 /// The longest text of one entry; a longer line has several.
@@ -101,6 +102,8 @@ pub struct Writer {
     limit: u64,
     /// Bytes that could not be written, and why.
     lost: Option<(u64, String)>,
+    /// Streams in the middle of a line.
+    begun: Vec<Stream>,
 }
 
 impl Writer {
@@ -108,12 +111,21 @@ impl Writer {
     pub fn open(directory: &File, limit: u64) -> io::Result<Writer> {
         let file = files::append_file_in(directory, LOG)?;
         let size = file.metadata()?.len();
-        Ok(Writer { directory: directory.try_clone()?, file, size, limit, lost: None })
+        Ok(Writer { directory: directory.try_clone()?, file, size, limit, lost: None, begun: Vec::new() })
+    }
+
+    /// Ends the lines that are not ended: whoever was writing them is gone.
+    pub fn end_lines(&mut self) {
+        for stream in std::mem::take(&mut self.begun) {
+            self.write(stream, b"\n");
+        }
     }
 
     /// Adds what `stream` got. A full disk must not stop a server: what is lost is told when there is room again.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) {
         let now = Timestamp::now();
+        self.begun.retain(|other| *other != stream);
+        self.begun.extend((!bytes.ends_with(b"\n")).then_some(stream));
         let mut entries = Vec::with_capacity(bytes.len() + 64);
         if let Some((lost, why)) = &self.lost {
             // The first new line ends what was cut off.
@@ -150,7 +162,13 @@ impl Writer {
 
     fn append(&mut self, entries: &[u8]) -> io::Result<()> {
         if self.size > 0 && self.size + entries.len() as u64 > self.limit / 2 {
-            files::rename_between(&self.directory, OsStr::new(LOG), &self.directory, OsStr::new(OLDER))?;
+            let turned =
+                files::rename_between(&self.directory, OsStr::new(LOG), &self.directory, OsStr::new(OLDER));
+            // It was turned before, and then there was no room for a new one.
+            turned.or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
             self.file = files::append_file_in(&self.directory, LOG)?;
             self.size = 0;
         }
@@ -170,6 +188,10 @@ pub struct Reader {
     is_last_look: bool,
     /// An entry of which the end has not been written yet.
     begun: Vec<u8>,
+    /// The entry that was read last.
+    last: Vec<u8>,
+    /// Only the tail is left, and it is what is read.
+    in_tail: bool,
     /// Lines of which the end has not been written yet.
     partial: [Option<Line>; 2],
 }
@@ -184,6 +206,8 @@ impl Reader {
             file,
             is_last_look: false,
             begun: Vec::new(),
+            last: Vec::new(),
+            in_tail: false,
             partial: [None, None],
         })
     }
@@ -234,7 +258,8 @@ impl Reader {
                 continue;
             }
             self.begun.pop();
-            if let Some(line) = Line::parse(&std::mem::take(&mut self.begun)) {
+            self.last = std::mem::take(&mut self.begun);
+            if let Some(line) = Line::parse(&self.last) {
                 return Ok(Some(line));
             }
         }
@@ -242,7 +267,7 @@ impl Reader {
 
     /// Goes on to the file that has come after the one that is read, if there is one.
     fn turn(&mut self) -> io::Result<bool> {
-        let Ok(newest) = files::open_file_in(&self.directory, LOG) else { return Ok(false) };
+        let Ok(newest) = files::open_file_in(&self.directory, LOG) else { return self.go_on_in_tail() };
         let Some(file) = &self.file else {
             self.file = Some(BufReader::new(newest));
             return Ok(true);
@@ -260,6 +285,23 @@ impl Reader {
         let older = files::open_file_in(&self.directory, OLDER).ok();
         let between = older.filter(|older| !files::is_same(older, file.get_ref()));
         self.file = Some(BufReader::new(between.unwrap_or(newest)));
+        Ok(true)
+    }
+
+    /// The run has ended while this was read, and only the tail of its log is left: goes on there behind what was read last.
+    fn go_on_in_tail(&mut self) -> io::Result<bool> {
+        let Ok(mut tail) = files::open_file_in(&self.directory, TAIL) else { return Ok(false) };
+        if std::mem::replace(&mut self.in_tail, true) || self.file.is_none() {
+            return Ok(false);
+        }
+        let mut text = Vec::new();
+        tail.read_to_end(&mut text)?;
+        let known = [self.last.as_slice(), b"\n"].concat();
+        let at = text.windows(known.len()).rposition(|window| window == known);
+        // Whoever was further behind than the tail reaches misses what was before.
+        tail.seek(SeekFrom::Start(at.map_or(0, |at| at + known.len()) as u64))?;
+        self.begun.clear();
+        self.file = Some(BufReader::new(tail));
         Ok(true)
     }
 }
@@ -298,7 +340,13 @@ pub fn keep_tail(directory: &File) -> io::Result<&'static str> {
     log.read_to_end(&mut tail)?;
     // The first line may be half of one.
     let whole = tail.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    files::create_file_in(directory, TAIL)?.write_all(&tail[whole..])?;
+    let written =
+        files::create_file_in(directory, NEW_TAIL).and_then(|mut file| file.write_all(&tail[whole..]));
+    if let Err(error) = written {
+        let _ = files::remove_file_in(directory, NEW_TAIL);
+        return Err(error);
+    }
+    files::rename_between(directory, OsStr::new(NEW_TAIL), directory, OsStr::new(TAIL))?;
     files::remove_file_in(directory, OLDER)?;
     files::remove_file_in(directory, LOG)?;
     Ok(TAIL)
@@ -374,6 +422,32 @@ mod tests {
         let lines = texts(&mut reader);
         assert_eq!(lines.last().unwrap(), "the end");
         assert_eq!(lines[0].len(), 100);
+    }
+
+    #[test]
+    fn whoever_reads_along_goes_on_in_the_tail() {
+        let (_place, directory) = place();
+        let mut writer = Writer::open(&directory, KEPT).unwrap();
+        let write = |writer: &mut Writer, from: u32, to: u32| {
+            (from..to).for_each(|n| {
+                writer.write(Stream::Stdout, format!("line {n} {}\n", "z".repeat(100)).as_bytes())
+            });
+        };
+        write(&mut writer, 0, 10);
+        let mut reader = Reader::open(&directory).unwrap();
+        let mut seen = texts(&mut reader);
+        write(&mut writer, 10, 4_000);
+        writer.write(Stream::Stderr, b"half");
+        writer.end_lines();
+        let mut whole = Writer::open(&directory, KEPT).unwrap();
+        whole.limit = 8 * KEPT;
+        write(&mut whole, 4_000, 6_000);
+        assert_eq!(keep_tail(&directory).unwrap(), TAIL);
+        seen.extend(texts(&mut reader));
+        assert!(seen.last().unwrap().starts_with("line 5999 "));
+        let mut sorted = seen.clone();
+        sorted.dedup();
+        assert_eq!(sorted.len(), seen.len());
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub fn parse_range(text: &str) -> Result<PortRange, BadPort> {
 pub fn parse_choice(text: &str) -> Result<PortChoice, BadPort> {
     match text {
         "auto" => Ok(PortChoice::Auto),
-        _ if text.contains('-') => parse_range(text).map(PortChoice::Range),
+        _ if text.get(1..).is_some_and(|rest| rest.contains('-')) => parse_range(text).map(PortChoice::Range),
         _ => parse_port(text).map(PortChoice::One).map_err(|error| BadPort {
             why: if error.why.contains("number") {
                 "is not a port: write a number from 1 to 65535, a range like 8000-8999, or auto"

@@ -8,21 +8,24 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::control::Request;
-use crate::control::client::{ControlError, ask_until_released};
+use crate::control::client::{ControlError, ask, ask_until_released};
 use crate::launch::{self, FATAL, LaunchError};
-use crate::output::{self, Line};
+use crate::output;
 use crate::owner;
 use crate::port::claim::Person;
 use crate::ports::{self, PortChoice};
+use crate::recover;
 use crate::registry::RegistryError;
-use crate::registry::record::{Record, State};
+use crate::registry::record::{self, Record, State};
 use crate::registry::root::Root;
 use crate::registry::seen::{self, SeenRun};
 use crate::run::{Kind, RunId, RunSpec};
+use crate::service::Check;
 use crate::stop::{self, StopError, Wish};
 use crate::sys::files::Changes;
 use crate::sys::process::Pidfd;
 use crate::sys::signal::{self, Signal, SignalQueue};
+use crate::sys::sockets::{self, Socket};
 use crate::sys::waits;
 
 /// How long a server that was there already may take to be ready, beyond its own time: the longest pause between two
@@ -30,6 +33,8 @@ use crate::sys::waits;
 const PATIENCE: Duration = Duration::from_secs(35);
 /// So much of the log is told of a server that did not get ready.
 const LAST_LINES: usize = 20;
+/// And of each line, in characters.
+const LONGEST_LINE: usize = 500;
 
 /// The server does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +123,7 @@ pub enum Found {
 /// one thread.
 pub fn start(spec: RunSpec, person: &dyn Person, progress: &dyn Progress) -> Result<SeenRun, ServerError> {
     let root = Root::open()?;
+    recover::recover_all_now_and_then(&root);
     let turn = root.turn_of(spec.name.as_deref().unwrap_or_default())?;
     let id = launch::in_background(spec, person, turn)?;
     wait_for_own(seen::find(&root, id.as_str())?, progress)
@@ -131,20 +137,25 @@ pub fn ensure(
     progress: &dyn Progress,
 ) -> Result<(SeenRun, Found), ServerError> {
     let root = Root::open()?;
+    recover::recover_all_now_and_then(&root);
     let name = spec.name.clone().unwrap_or_default();
     let turn = root.turn_of(&name)?;
     let there = seen::runs(&root).into_iter().find(|run| run.name() == Some(&name));
-    let there = there.filter(|run| run.state != State::Orphaned);
     let mut found = Found::Started;
     if let Some(mut run) = there {
-        if is_good(&run, &spec)? {
-            drop(turn);
-            let limit = spec.service.ready_timeout.map(|span| span + PATIENCE);
-            wait_until_ready(&mut run, 0, limit, progress)?;
-            return Ok((run, Found::There));
+        match why_not(&run, &spec)? {
+            None => {
+                drop(turn);
+                keep(&mut run, &spec, person, progress)?;
+                return Ok((run, Found::There));
+            }
+            // What is left of it is ended by the launch.
+            Some(_) if run.state == State::Orphaned => {}
+            Some(why) => {
+                replace(&mut run, &spec, &why, person)?;
+                found = Found::Replaced;
+            }
         }
-        replace(&mut run, &spec, person)?;
-        found = Found::Replaced;
         // Whoever asks for any port is served best by the one that is known already.
         keep_ports(&mut spec, &run);
     }
@@ -165,60 +176,112 @@ pub fn restart(
     wait_until_ready(run, before + 1, None, progress)
 }
 
-/// Returns whether `run` is the server that `spec` describes, and may be expected to serve.
-fn is_good(run: &SeenRun, spec: &RunSpec) -> Result<bool, ServerError> {
-    let Ok(record) = &run.record else { return Ok(false) };
+/// Returns why `run` is not the server that `spec` describes, or cannot be expected to serve.
+fn why_not(run: &SeenRun, spec: &RunSpec) -> Result<Option<String>, ServerError> {
+    let Ok(record) = &run.record else { return Ok(Some("has a record that cannot be read".to_owned())) };
     if record.kind != Kind::Server {
         let name = record.name.clone().unwrap_or_default();
         return Err(ServerError::NotAServer { name, run: run.id.clone() });
     }
-    let well = match run.state {
-        State::Ready | State::Running => answers(record),
-        State::Starting | State::Restarting => true,
-        State::Unhealthy | State::Stopping | State::Orphaned | State::Finished => false,
+    let ill = match run.state {
+        State::Ready | State::Running if !answers(record) => Some("takes no connections".to_owned()),
+        State::Ready | State::Running | State::Starting | State::Restarting => None,
+        State::Unhealthy => {
+            let why = record.trouble.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+            Some(format!("is unhealthy{why}"))
+        }
+        State::Stopping | State::Orphaned | State::Finished => Some(format!("is {}", run.state.word())),
     };
-    Ok(well && is_as_described(record, spec))
+    let differs = || difference(record, spec);
+    let settings = || {
+        let names = other_settings(record, spec);
+        (spec.force && !names.is_empty()).then(|| format!("has another {}", names.join(", ")))
+    };
+    Ok(ill.or_else(differs).or_else(settings))
 }
 
-/// Returns whether `record` is of the command, directory and ports of `spec`.
-fn is_as_described(record: &Record, spec: &RunSpec) -> bool {
+/// Returns what `record` has another one of than `spec`: command, directory or ports.
+fn difference(record: &Record, spec: &RunSpec) -> Option<String> {
     let words = spec.command.iter().map(|word| ports::substitute(word, &record.ports));
-    let same_command =
-        words.map(|word| word.to_string_lossy().into_owned()).eq(record.command.iter().cloned());
+    if !words.map(|word| word.to_string_lossy().into_owned()).eq(record.command.iter().cloned()) {
+        return Some("runs another command".to_owned());
+    }
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let same_place = real(Path::new(&record.cwd)) == real(&launch::start_directory(spec));
+    if real(Path::new(&record.cwd)) != real(&launch::start_directory(spec)) {
+        return Some(format!("runs in {}", record.cwd));
+    }
     let fits = |(choice, port): (&PortChoice, &u16)| match choice {
         PortChoice::Auto => true,
         PortChoice::One(wanted) => wanted == port || spec.fallback,
         PortChoice::Range(range) => range.ports().contains(port) || spec.fallback,
     };
-    let same_ports = spec.ports.len() == record.ports.len() && spec.ports.iter().zip(&record.ports).all(fits);
-    same_command && same_place && same_ports
+    let same = spec.ports.len() == record.ports.len() && spec.ports.iter().zip(&record.ports).all(fits);
+    (!same).then(|| "has other ports".to_owned())
+}
+
+/// Returns the settings that differ and do not make it another server.
+fn other_settings(record: &Record, spec: &RunSpec) -> Vec<&'static str> {
+    let texts = |checks: &[Check]| checks.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let table = [
+        ("env", record.env_mark.is_some_and(|mark| mark != record::env_mark(&spec.env))),
+        ("limits", record.limits != spec.limits),
+        ("ready", record.ready != texts(&spec.service.ready)),
+        ("health", record.health_checks != texts(&spec.service.health)),
+        ("restart", record.restart != spec.service.restart),
+        ("grace", record.grace_s != spec.grace.as_secs_f64()),
+    ];
+    table.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+}
+
+/// Lets `run` go on: its lease is granted anew, and what it has otherwise than it was asked for is told.
+fn keep(
+    run: &mut SeenRun,
+    spec: &RunSpec,
+    person: &dyn Person,
+    progress: &dyn Progress,
+) -> Result<(), ServerError> {
+    let others = run.record.as_ref().map(|record| other_settings(record, spec)).unwrap_or_default();
+    if !others.is_empty() {
+        let names = others.join(", ");
+        person.hears(&format!("{} runs with another {names}; --force replaces it", title(run)));
+    }
+    let limit = spec.service.ready_timeout.map(|span| span + PATIENCE);
+    wait_until_ready(run, 0, limit, progress)?;
+    // One that is ending just now is found out by whoever uses it.
+    let renewal = Request::Renew { ttl_s: spec.ttl.map(|ttl| ttl.as_secs_f64()) };
+    if ask(&run.directory, renewal).is_ok() {
+        run.reread();
+    }
+    Ok(())
 }
 
 /// Returns whether the first port of `record` takes connections, if it had to for the server to be ready.
 pub fn answers(record: &Record) -> bool {
-    let listens =
-        record.ready.iter().any(|check| ["port", "http:", "ws:"].iter().any(|it| check.starts_with(it)));
-    let Some(port) = record.ports.first().filter(|_| listens) else { return true };
-    takes_connections(*port)
+    let listens = |check: &String| ["port", "http:", "ws:"].iter().any(|it| check.starts_with(it));
+    let asked = record.ready.iter().any(listens);
+    record.ports.first().filter(|_| asked).is_none_or(|port| takes_connections(*port))
 }
 
 /// Returns whether somebody takes connections to `port` on this machine.
 pub fn takes_connections(port: u16) -> bool {
     const PATIENCE: Duration = Duration::from_millis(500);
-    let places: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-    places.into_iter().any(|ip| TcpStream::connect_timeout(&SocketAddr::new(ip, port), PATIENCE).is_ok())
+    let local: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let places = match sockets::list(&[sockets::State::Listening], Some(port)) {
+        Ok(found) => found.iter().flat_map(Socket::reachable_at).collect(),
+        // Where the kernel cannot be asked.
+        Err(_) => local.map(|ip| SocketAddr::new(ip, port)).to_vec(),
+    };
+    places.iter().any(|place| TcpStream::connect_timeout(place, PATIENCE).is_ok())
 }
 
-fn replace(run: &mut SeenRun, spec: &RunSpec, person: &dyn Person) -> Result<(), ServerError> {
+fn replace(run: &mut SeenRun, spec: &RunSpec, why: &str, person: &dyn Person) -> Result<(), ServerError> {
     let name = title(run);
     let stranger = run.record.as_ref().ok().and_then(owner::stranger_of).filter(|_| !spec.steal);
     if let Some(owner) = stranger {
         let owner = owner::title(&owner);
         return Err(LaunchError::OthersName { name, run: run.id.clone(), owner }.into());
     }
-    person.hears(&format!("{name} is not as it should be, and is replaced"));
+    person.hears(&format!("{name} {why}, and is replaced"));
     stop::stop(run, None, Wish::Displace).map_err(|source| ServerError::NotReplaced { name, source })
 }
 
@@ -302,12 +365,8 @@ fn wait(
 
 fn not_ready(run: &SeenRun, why: String) -> ServerError {
     let log = output::last_lines(&run.directory, LAST_LINES);
-    ServerError::NotReady {
-        name: title(run),
-        run: run.id.clone(),
-        why,
-        log: log.iter().map(Line::text).collect(),
-    }
+    let log = log.iter().map(|line| line.text().chars().take(LONGEST_LINE).collect());
+    ServerError::NotReady { name: title(run), run: run.id.clone(), why, log: log.collect() }
 }
 
 fn what_became(run: &SeenRun) -> String {

@@ -127,10 +127,39 @@ impl Filter {
     }
 
     fn fits(&self, line: &Line) -> bool {
-        let text = || strip_ansi_escapes::strip_str(line.text());
+        let text = || plain(&line.text());
         self.since.is_none_or(|since| line.at >= since)
             && self.grep.as_ref().is_none_or(|pattern| pattern.is_in(&text()))
     }
+}
+
+/// Returns `text` without what is for a terminal; where it was drawn anew (a progress bar), a space.
+fn plain(text: &str) -> String {
+    strip_ansi_escapes::strip_str(text.trim_end_matches('\r').replace('\r', " "))
+}
+
+/// The same, with its colours (SGR, ECMA-48): what moves the cursor or names the window is not for who reads it now.
+fn coloured(text: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("\x1b[") {
+        let (before, sequence) = rest.split_at(at);
+        shown.push_str(&plain(before));
+        let end =
+            sequence[2..].find(|c: char| !c.is_ascii_digit() && !";:".contains(c)).map_or(0, |end| end + 3);
+        match sequence.get(..end).filter(|sequence| sequence.ends_with('m')) {
+            Some(colour) => shown.push_str(colour),
+            // Another sequence: what is left is stripped with it.
+            None => {
+                shown.push_str(&plain(sequence));
+                return shown;
+            }
+        }
+        rest = &sequence[end..];
+    }
+    shown.push_str(&plain(rest));
+    // Whatever was begun ends with the line.
+    if shown.contains('\x1b') { shown + "\x1b[0m" } else { shown }
 }
 
 /// How a line is shown.
@@ -165,8 +194,27 @@ impl View<'_> {
         if self.raw {
             return self.printer.raw(&[&line.text, end].concat());
         }
-        let text = line.text();
-        let text = if self.keeps_colours { text } else { strip_ansi_escapes::strip_str(text) };
+        let text = if self.keeps_colours { coloured(&line.text()) } else { plain(&line.text()) };
         self.printer.raw(format!("{} {:<6} {text}\n", Timestamp(line.at), line.stream.word()).as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_stay_and_nothing_else() {
+        for (text, expected, without) in [
+            ("plain", "plain", "plain"),
+            ("\x1b[32mok\x1b[0m now", "\x1b[32mok\x1b[0m now\x1b[0m", "ok now"),
+            ("\x1b[2J\x1b[Hx\x1b[31mred", "xred", "xred"),
+            ("\x1b]0;title\x07x", "x", "x"),
+            ("10%\r20%\r", "10% 20%", "10% 20%"),
+            ("\x1b[", "", ""),
+        ] {
+            assert_eq!(coloured(text), expected, "{text:?}");
+            assert_eq!(plain(text), without, "{text:?}");
+        }
     }
 }

@@ -28,7 +28,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::env as vars;
-use crate::exit::Ending;
+use crate::exit::{Ending, SOMETHING_REMAINS};
 use crate::failure::Failure;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
@@ -100,6 +100,7 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
 
 fn finish(done: Result<u8, Failure>, printer: &Printer) -> ExitCode {
     match done {
+        Ok(0) if Printer::has_lost_something() => ExitCode::from(SOMETHING_REMAINS),
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             printer.failure(&failure);
@@ -141,13 +142,19 @@ fn explain(error: &clap::Error, form: Form) -> ExitCode {
     }
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
     let message = one_line(error, &text, form);
+    let is_server = env::args_os().nth(1).is_some_and(|word| word == *"server");
+    let tip = tip.or_else(|| {
+        let misses_dashes =
+            is_server && error.kind() == ErrorKind::UnknownArgument && !env::args_os().any(|it| it == *"--");
+        misses_dashes.then_some("put -- before the command, as in agent-run server start NAME -- COMMAND")
+    });
     match form {
         Form::Run => {
             let hint = tip.unwrap_or("write agent-run [OPTIONS] COMMAND [ARG]..., or see agent-run --help");
             fail(&Failure::usage(message, hint).of_run_form())
         }
         Form::Verb { json } => {
-            let failure = Failure::usage(message, tip.unwrap_or("see agent-run VERB --help"));
+            let failure = Failure::usage(message, tip.unwrap_or("--help tells how it is called"));
             Printer::new(json).failure(&failure);
             ExitCode::from(failure.code)
         }

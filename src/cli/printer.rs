@@ -1,12 +1,16 @@
 //! The one door for words: answers on stdout, everything else on stderr with our name before it.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
 use super::view::is_unseen;
 use crate::failure::Failure;
 use crate::guard::say;
+
+/// A part of an answer could not be written, although somebody takes it.
+static LOST: AtomicBool = AtomicBool::new(false);
 
 /// The version of every `--json` answer.
 const ANSWER_VERSION: u32 = 1;
@@ -52,7 +56,18 @@ impl Printer {
     /// Prints bytes as they are. A reader that has gone (`| head`) is no error of ours; false tells of it.
     pub(super) fn raw(self, bytes: &[u8]) -> bool {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).is_ok()
+        let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+        if let Some(error) = written.as_ref().err().filter(|error| error.kind() != io::ErrorKind::BrokenPipe)
+            && !LOST.swap(true, Ordering::Relaxed)
+        {
+            say(&format!("cannot write the answer: {error}"));
+        }
+        written.is_ok()
+    }
+
+    /// Returns whether something of an answer could not be written.
+    pub(super) fn has_lost_something() -> bool {
+        LOST.load(Ordering::Relaxed)
     }
 
     /// Tells the person something that is no answer.

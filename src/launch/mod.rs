@@ -162,8 +162,11 @@ fn take(spec: &mut RunSpec, started: Option<File>, person: &dyn Person) -> Resul
     let log = spec.log.as_deref().map(open_named).transpose()?;
     let events = Events::new(spec.events.as_deref().map(open_named).transpose()?);
     let root = Root::open()?;
-    // Before the ports are taken: it goes on for a while, and what is forked has all that we have.
-    recover::recover_all_now_and_then(&root);
+    // Before the ports are taken: it goes on for a while, and what is forked has all that we have. Whoever starts
+    // servers holds a lock by now, and has looked before.
+    if !spec.background {
+        recover::recover_all_now_and_then(&root);
+    }
     // Nothing is made yet, so a Ctrl-C at a question just ends us.
     let claims = places::take(&root, spec, person)?;
     Ok(Given { owner, claims, root, files: Files { log, events, started } })

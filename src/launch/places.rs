@@ -22,9 +22,13 @@ pub(super) fn take(
     spec: &mut RunSpec,
     person: &dyn Person,
 ) -> Result<Vec<Reservation>, LaunchError> {
-    let in_the_way = named_run(root, spec);
+    let mut in_the_way = named_run(root, spec);
     if let Some(run) = &in_the_way {
         may_displace(spec, run, person)?;
+    }
+    // What is left of it may have the port too, and nobody answers for it.
+    if let Some(mut orphan) = in_the_way.take_if(|run| run.state == State::Orphaned) {
+        make_way(&mut orphan, spec)?;
     }
     let policy = Policy {
         force: spec.force,
@@ -40,19 +44,21 @@ pub(super) fn take(
     };
     let claims = claim::claim(&spec.ports, &policy, person)?;
     if let Some(mut run) = in_the_way {
-        let id = run.id.clone();
-        let failed = |source| LaunchError::NameNotFreed {
-            name: spec.name.clone().unwrap_or_default(),
-            run: id,
-            source,
-        };
-        stop::stop(&mut run, None, Wish::Displace).map_err(failed)?;
+        make_way(&mut run, spec)?;
     }
     if !claims.is_empty() {
         let ports: Vec<u16> = claims.iter().map(Reservation::port).collect();
         spec.command = spec.command.iter().map(|word| ports::substitute(word, &ports)).collect();
     }
     Ok(claims)
+}
+
+fn make_way(run: &mut SeenRun, spec: &RunSpec) -> Result<(), LaunchError> {
+    stop::stop(run, None, Wish::Displace).map_err(|source| LaunchError::NameNotFreed {
+        name: spec.name.clone().unwrap_or_default(),
+        run: run.id.clone(),
+        source,
+    })
 }
 
 fn named_run(root: &Root, spec: &RunSpec) -> Option<SeenRun> {

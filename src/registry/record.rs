@@ -1,7 +1,10 @@
 //! One run's entry on disk: versioned JSON, which is also what `--json` shows.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -245,9 +248,18 @@ pub struct Record {
     /// How often it was.
     #[serde(default)]
     pub restarts: u32,
-    /// How it ended before it was started again the last time, or why it is not ready.
+    /// Why it is not ready, or not well.
     #[serde(default)]
     pub trouble: Option<String>,
+    /// Why it was started again the last time.
+    #[serde(default)]
+    pub restarted_for: Option<String>,
+    /// The address at which it was seen to listen.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// A number for the variables that were asked for: another one for others.
+    #[serde(default)]
+    pub env_mark: Option<u64>,
     /// The managed directory; null once it has been removed.
     pub dir: Option<String>,
     /// What becomes of it.
@@ -297,6 +309,9 @@ impl Record {
             restart: spec.service.restart,
             restarts: 0,
             trouble: None,
+            restarted_for: None,
+            host: None,
+            env_mark: Some(env_mark(&spec.env)),
             dir: None,
             keep: spec.keep,
             log: spec.log.as_ref().map(|path| path.to_string_lossy().into_owned()),
@@ -321,7 +336,9 @@ impl Record {
 
     /// Returns where its first port answers, if it is a web server.
     pub fn url(&self) -> Option<String> {
-        self.ports.first().map(|port| format!("http://127.0.0.1:{port}"))
+        let host = self.host.as_deref().and_then(|host| host.parse().ok());
+        let host = host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        self.ports.first().map(|port| format!("http://{}", SocketAddr::new(host, *port)))
     }
 
     /// Returns what a person calls the run: its name, else its id.
@@ -347,6 +364,14 @@ impl Record {
             Err(error) => Err(RecordError::Broken(error.to_string())),
         }
     }
+}
+
+/// Returns a number for `variables`: their values are no business of a file's.
+pub fn env_mark(variables: &[(OsString, OsString)]) -> u64 {
+    let mut sorted: Vec<_> = variables.iter().collect();
+    sorted.sort();
+    let words = sorted.into_iter().flat_map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes(), b"\0"]);
+    super::fingerprint(words.flatten())
 }
 
 /// An entry that cannot be read.

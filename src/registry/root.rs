@@ -41,6 +41,14 @@ impl Root {
 
     /// Opens the root if it is there: whoever only looks makes nothing.
     pub fn open_existing() -> Result<Option<Root>, RegistryError> {
+        let named = env::var_os(vars::STATE_DIR).is_some_and(|place| !place.is_empty());
+        if let Some(path) = places().into_iter().next().filter(|_| named) {
+            // What was named and cannot be looked into is not empty.
+            return match fs::symlink_metadata(path.join("runs")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                _ => Root::open_at(&path).map(Some),
+            };
+        }
         match places().into_iter().find(|path| fs::symlink_metadata(path.join("runs")).is_ok()) {
             Some(path) => Root::open_at(&path).map(Some),
             None => Ok(None),
@@ -60,11 +68,8 @@ impl Root {
     /// Waits until nobody else starts a server called `name`; as long as what is returned lives, nobody does.
     pub fn turn_of(&self, name: &str) -> io::Result<File> {
         let file = files::open_shared_in(&self.directory, "servers.lock")?;
-        // FNV-1a: the same in every version of this program. Two names with one number only wait for each other.
-        let number = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        while !files::wait_for_byte(&file, number >> 2)? {}
+        // Two names with one number only wait for each other.
+        while !files::wait_for_byte(&file, super::fingerprint(name.as_bytes()) >> 2)? {}
         Ok(file)
     }
 

@@ -18,7 +18,7 @@ const FILE: &str = ".claude/launch.json";
 #[derive(Deserialize)]
 struct Launch {
     #[serde(default)]
-    configurations: Vec<Configuration>,
+    configurations: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +52,9 @@ pub(super) fn definitions() -> Result<Vec<Definition>, SettingError> {
 }
 
 fn parse(base: &Path, path: &Path, text: &str) -> Result<Vec<Definition>, SettingError> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
     let launch: Launch = jsonc_parser::parse_to_serde_value(text, &Default::default()).map_err(|error| {
         SettingError::Syntax {
             path: path.to_owned(),
@@ -59,19 +62,19 @@ fn parse(base: &Path, path: &Path, text: &str) -> Result<Vec<Definition>, Settin
             why: error.kind().to_string(),
         }
     })?;
-    // A configuration without anything to run (one that attaches to something) is no server.
-    let servers = launch.configurations.into_iter().filter_map(|it| it.definition(base, path).transpose());
-    servers.collect()
+    // A configuration that is none of ours (one that attaches to something, or of another kind) must not hide the others.
+    let known = launch.configurations.into_iter().filter_map(|it| serde_json::from_value(it).ok());
+    Ok(known.filter_map(|it: Configuration| it.definition(base, path)).collect())
 }
 
 impl Configuration {
-    fn definition(self, base: &Path, path: &Path) -> Result<Option<Definition>, SettingError> {
+    fn definition(self, base: &Path, path: &Path) -> Option<Definition> {
         let place = path.display().to_string();
-        let Some(command) = self.command() else { return Ok(None) };
-        let wrong = |why: String| SettingError::Server { place: place.clone(), why };
-        // People write "Next dev" here.
-        let name = self.name.trim().replace(' ', "-");
-        let name = parse_name(&name).map_err(|error| wrong(error.to_string()))?;
+        let command = self.command()?;
+        // People write "Next dev" and "web (prod)" here.
+        let fits = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let name: String = self.name.chars().map(|c| if fits(c) { c } else { '-' }).collect();
+        let name = parse_name(name.trim_matches('-')).ok()?;
         let mut layer = Layer::new();
         let ports = match (self.port, self.auto_port) {
             // Its own port if that is free, else another one.
@@ -84,7 +87,7 @@ impl Configuration {
             (None, _) => Vec::new(),
         };
         let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        Ok(Some(Definition {
+        Some(Definition {
             name,
             place,
             command,
@@ -93,7 +96,7 @@ impl Configuration {
             cwd: self.cwd.map_or_else(|| base.to_owned(), |cwd| base.join(inside(&cwd))),
             layer,
             ..Definition::default()
-        }))
+        })
     }
 
     fn command(&self) -> Option<Vec<std::ffi::OsString>> {
@@ -130,11 +133,16 @@ mod tests {
                 { "name": "web", "runtimeExecutable": "npm", "runtimeArgs": ["run", "dev"], "port": 3000, "autoPort": true },
                 { "name": "the api", "program": "${workspaceFolder}/server.js", "args": ["-v"], "port": 4000,
                   "cwd": "api", "env": { "A": "b", "N": 1 }, "url": "http://localhost:4000", },
-                { "name": "attach", "request": "attach" }
+                { "name": "attach", "request": "attach" },
+                { "name": "web (prod)", "runtimeExecutable": "npm" },
+                { "name": "odd", "runtimeExecutable": "npm", "port": "3000" }
             ]
         }"#;
         let all = servers(text).unwrap();
-        assert_eq!(all.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["web", "the-api"]);
+        assert_eq!(
+            all.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(),
+            ["web", "the-api", "web--prod"]
+        );
         assert_eq!(all[0].command, ["npm", "run", "dev"]);
         assert_eq!((all[0].ports[0].as_str(), all[0].layer.contains_key("fallback")), ("3000", true));
         assert_eq!(all[1].command, ["node", "server.js", "-v"]);
@@ -145,6 +153,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_told_with_its_line() {
+        assert!(servers(" \n").unwrap().is_empty());
         for (text, line) in [("{\n  \"configurations\": [\n    {]\n}", 3), ("{\n\"configurations\": 1 }", 2)]
         {
             let error = servers(text).unwrap_err();

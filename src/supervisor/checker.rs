@@ -19,10 +19,12 @@ use crate::service::{Check, Service};
 use crate::sys::children::Ended;
 use crate::sys::descriptors::{self, Kind as Descriptor};
 use crate::sys::process::Pid;
-use crate::sys::sockets::{self, State};
+use crate::sys::sockets::{self, Socket, State};
 use crate::sys::tree::{self, Descend};
 
 const LOOK_EVERY: Duration = Duration::from_millis(15);
+/// Of one that has answered for long, and not well.
+const SLOWEST_LOOK: Duration = Duration::from_millis(250);
 /// While somebody else listens on the port, of whom more is to be found out each time.
 const LOOK_RARELY: Duration = Duration::from_millis(100);
 /// A server for which nothing else is asked is ready if it lives so long: one that fails at once is not.
@@ -35,8 +37,8 @@ const FAILURES: u32 = 3;
 /// What the driver hears.
 #[derive(Debug)]
 pub(super) enum Told {
-    /// All that makes it ready is true.
-    Ready,
+    /// All that makes it ready is true; where it listens, if it does.
+    Ready(Option<SocketAddr>),
     /// Why it is not ready yet.
     Pending(String),
     /// The last look at its health, and whether it is the one that decides.
@@ -45,6 +47,15 @@ pub(super) enum Told {
     Start(String, oneshot::Sender<(Pid, oneshot::Receiver<Ended>)>),
     /// End this one.
     Kill(Pid),
+}
+
+/// Where the command is found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Its first port.
+    pub(super) port: Option<u16>,
+    /// The id of its cgroup.
+    pub(super) leaf: Option<u64>,
 }
 
 /// Looks as long as it lives.
@@ -61,20 +72,21 @@ impl Checker {
     /// Begins to look, within a runtime.
     pub(super) fn start(
         service: Service,
-        port: Option<u16>,
+        place: Place,
         scanner: Option<Scanner>,
         driver: mpsc::UnboundedSender<Told>,
     ) -> Checker {
-        let watch = Watch { service, port, scanner, driver };
+        let watch = Watch { service, place, scanner, driver, begun: Instant::now() };
         Checker(tokio::spawn(watch.run()))
     }
 }
 
 struct Watch {
     service: Service,
-    port: Option<u16>,
+    place: Place,
     scanner: Option<Scanner>,
     driver: mpsc::UnboundedSender<Told>,
+    begun: Instant,
 }
 
 /// Why a check is not true, and when to look again.
@@ -93,7 +105,8 @@ impl Watch {
     async fn run(self) {
         self.get_ready().await;
         // Whoever does not hear is about to end us.
-        let _ = self.driver.send(Told::Ready);
+        let place = self.listeners().ok().and_then(|places| places.first().copied());
+        let _ = self.driver.send(Told::Ready(place));
         if !self.service.health.is_empty() {
             self.stay_healthy().await;
         }
@@ -164,11 +177,11 @@ impl Watch {
             Check::Port => self.listeners().map(drop),
             Check::Http { path, status } => {
                 let places = self.listeners()?;
-                in_time(probe::http(&places, path, *status)).await
+                self.in_time(probe::http(&places, path, *status)).await
             }
             Check::Ws { path } => {
                 let places = self.listeners()?;
-                in_time(probe::websocket(&places, path)).await
+                self.in_time(probe::websocket(&places, path)).await
             }
             Check::Cmd(command) => self.command(command).await,
         }
@@ -176,7 +189,7 @@ impl Watch {
 
     /// Returns where processes of the tree listen on the port.
     fn listeners(&self) -> Result<Vec<SocketAddr>, NotYet> {
-        let Some(port) = self.port else { return Err(NotYet::soon("it has no port")) };
+        let Some(port) = self.place.port else { return Err(NotYet::soon("it has no port")) };
         let found = sockets::list(&[State::Listening], Some(port)).map_err(|error| NotYet {
             why: format!("the kernel cannot be asked: {error}"),
             again: LOOK_RARELY,
@@ -184,22 +197,38 @@ impl Watch {
         if found.is_empty() {
             return Err(NotYet::soon(format!("nothing listens on port {port}")));
         }
-        let inodes: HashSet<u32> = found.iter().map(|socket| socket.inode).collect();
-        let mut ours = HashSet::new();
-        tree::walk(&mut |member| {
-            ours.extend(descriptors::held_by(member.stat.pid, Descriptor::Socket, &inodes));
-            if ours.len() < inodes.len() { Descend::Yes } else { Descend::No }
-        });
+        let ours = self.ours(&found);
         let places: Vec<SocketAddr> = found
             .iter()
             .filter(|socket| ours.contains(&socket.inode))
-            .map(|socket| probe::reachable(socket.local))
+            .flat_map(Socket::reachable_at)
             .collect();
         if places.is_empty() {
             let why = format!("whoever listens on port {port} is not of this run");
             return Err(NotYet { why, again: LOOK_RARELY });
         }
         Ok(places)
+    }
+
+    /// Returns which of `found` processes of the tree have: who was in the run's cgroup when it made the socket, who has it
+    /// open. Of one that does not let us see what it has open (it has other rights than we), the user must do.
+    fn ours(&self, found: &[Socket]) -> HashSet<u32> {
+        let made_here = |socket: &&Socket| self.place.leaf.is_some() && socket.cgroup == self.place.leaf;
+        let mut ours: HashSet<u32> = found.iter().filter(made_here).map(|socket| socket.inode).collect();
+        let inodes: HashSet<u32> = found.iter().map(|socket| socket.inode).collect();
+        let mut closed: HashSet<u32> = HashSet::new();
+        tree::walk(&mut |member| {
+            if ours.len() == inodes.len() {
+                return Descend::No;
+            }
+            ours.extend(descriptors::held_by(member.stat.pid, Descriptor::Socket, &inodes));
+            closed.extend(descriptors::user_of_closed(member.stat.pid));
+            Descend::Yes
+        });
+        if ours.is_empty() {
+            ours.extend(found.iter().filter(|it| closed.contains(&it.uid)).map(|socket| socket.inode));
+        }
+        ours
     }
 
     async fn command(&self, command: &str) -> Result<(), NotYet> {
@@ -222,11 +251,12 @@ impl Watch {
             }
         }
     }
-}
 
-async fn in_time(answer: impl Future<Output = Result<(), String>>) -> Result<(), NotYet> {
-    match timeout(probe::PATIENCE, answer).await {
-        Ok(result) => result.map_err(NotYet::soon),
-        Err(_) => Err(NotYet::soon(format!("it does not answer within {} s", probe::PATIENCE.as_secs()))),
+    async fn in_time(&self, answer: impl Future<Output = Result<(), String>>) -> Result<(), NotYet> {
+        let answer = timeout(probe::PATIENCE, answer).await;
+        let late = || Err(format!("it does not answer within {} s", probe::PATIENCE.as_secs()));
+        // A server that answers, and not well, is not asked a hundred times a second for long.
+        let again = (self.begun.elapsed() / 100).clamp(LOOK_EVERY, SLOWEST_LOOK);
+        answer.unwrap_or_else(|_| late()).map_err(|why| NotYet { why, again })
     }
 }

@@ -77,8 +77,9 @@ pub(super) struct Driver {
     pub(super) exceeded: Option<Exceeded>,
     pub(super) checker: Option<Checker>,
     /// What the checker says, and how.
-    told: mpsc::UnboundedReceiver<Told>,
-    pub(super) tell: mpsc::UnboundedSender<Told>,
+    pub(super) told: mpsc::UnboundedReceiver<Told>,
+    /// When the record is to be written again.
+    save_at: Option<BootTime>,
     /// Commands of checks that run.
     pub(super) probes: HashMap<Pid, oneshot::Sender<Ended>>,
     guard_lost: bool,
@@ -102,7 +103,8 @@ impl Driver {
         let machine = Machine::new(Policy::of(&spec), lease, now);
         let meter = Meter::of(&spec.limits, cell.as_ref(), now);
         let (init, lifeline) = namespace.unzip();
-        let (tell, told) = mpsc::unbounded_channel();
+        // Each checker makes its own; without one, nobody speaks.
+        let (_, told) = mpsc::unbounded_channel();
         let limited = cell.as_ref().is_some_and(|cell| cell.limited);
         let tree = ProcessTree::new(
             Some(leader),
@@ -128,7 +130,7 @@ impl Driver {
             limited,
             checker: None,
             told,
-            tell,
+            save_at: None,
             probes: HashMap::new(),
             lookout,
             meter,
@@ -173,14 +175,20 @@ impl Driver {
         let running = self.machine.is_running();
         let meter = self.meter.as_ref().filter(|_| running).and_then(Meter::next);
         let lookout = self.lookout.as_ref().filter(|_| running).and_then(Lookout::next);
-        self.machine.wake_at().into_iter().chain(meter).chain(lookout).min()
+        self.machine.wake_at().into_iter().chain(meter).chain(lookout).chain(self.save_at).min()
+    }
+
+    /// Writes the record, and tries again later if that is not possible: somebody may wait for what it says.
+    pub(super) fn save(&mut self) {
+        const AGAIN: Duration = Duration::from_secs(1);
+        self.save_at = self.run.save().err().map(|_| BootTime::now() + AGAIN);
     }
 
     /// Looks at the limits of the tree.
     fn measure(&mut self) {
         if self.machine.is_running()
             && let Some(meter) = &mut self.meter
-            && let Some(excess) = meter.look(self.tree.leaf(), BootTime::now())
+            && let Some(excess) = meter.look(self.tree.leaf(), &self.probes, BootTime::now())
         {
             self.exceed(excess);
         }
@@ -199,7 +207,7 @@ impl Driver {
     }
 
     fn carry_out(&mut self, actions: Vec<Action>) {
-        if !self.machine.is_running() && self.tree.leader_ended().is_some() && self.tree.is_empty() {
+        if self.machine.is_tearing_down() && self.tree.is_leaderless() && self.tree.is_empty() {
             // Either it is over, or it is started again.
             for action in self.machine.step(Event::TreeEmpty, BootTime::now()) {
                 self.act(action);
@@ -234,8 +242,11 @@ impl Driver {
                 let lease = self.machine.lease();
                 let deadline = lease.map(|lease| lease.deadline());
                 self.run.record.set_deadline(deadline, lease.map(|lease| lease.ttl()));
-                let _ = self.run.save();
-                self.link.send(&ToGuard::Deadline(deadline));
+                self.save();
+                // Of a teardown that goes on the guard knows more.
+                if !self.machine.is_tearing_down() {
+                    self.link.send(&ToGuard::Deadline(deadline));
+                }
             }
             Action::Sample => self.sample(),
             Action::EnterState => self.enter_state(),
@@ -252,7 +263,7 @@ impl Driver {
         };
         fault::step();
         // The lock says who lives; an entry that could not be written is only less exact.
-        let _ = self.run.save();
+        self.save();
         fault::step();
         self.link.send(&ToGuard::Ending { within: grace + KILL_FOR });
         fault::step();
@@ -335,6 +346,9 @@ impl Driver {
         // Nothing is given up before a last look.
         self.carry_out(Vec::new());
         self.measure();
+        if self.save_at.is_some_and(|at| at <= BootTime::now()) {
+            self.save();
+        }
         if let Some(port) = self.lookout.as_mut().and_then(|lookout| lookout.look(BootTime::now())) {
             self.events.write("listening", &self.run.record, json!({ "port": port }));
         }
@@ -346,6 +360,9 @@ impl Driver {
     fn sample(&mut self) {
         let mut seen = (0u64, 0usize);
         tree::walk(&mut |member| {
+            if self.probes.contains_key(&member.stat.pid) {
+                return Descend::No;
+            }
             seen.0 = seen.0.wrapping_add(process::bytes_moved(member.stat.pid).unwrap_or(0));
             seen.1 += 1;
             Descend::Yes

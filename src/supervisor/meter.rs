@@ -4,6 +4,7 @@
 //! than a hundredth of a core. Memory is first taken as the sum of what is resident, which counts shared
 //! pages many times; only if that is too much, the exact share (PSS) decides.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::containment::Cell;
@@ -12,7 +13,7 @@ use crate::limits::Limits;
 use crate::registry::record::Exceeded;
 use crate::sys::cgroup::Leaf;
 use crate::sys::clock::BootTime;
-use crate::sys::process::{self, Stat};
+use crate::sys::process::{self, Pid, Stat};
 use crate::sys::signal::Signal;
 use crate::sys::tree::{self, Descend};
 
@@ -78,15 +79,20 @@ impl Meter {
         self.throttle.as_ref().is_some_and(|throttle| throttle.stopped)
     }
 
-    /// Looks, if it is time, and returns what is too much.
-    pub(super) fn look(&mut self, leaf: Option<&Leaf>, now: BootTime) -> Option<Excess> {
+    /// Looks, if it is time, and returns what is too much; `probes` and what is below them do not count.
+    pub(super) fn look<T>(
+        &mut self,
+        leaf: Option<&Leaf>,
+        probes: &HashMap<Pid, T>,
+        now: BootTime,
+    ) -> Option<Excess> {
         if let Some(throttle) = self.throttle.as_mut().filter(|throttle| now >= throttle.next) {
             throttle.balance(leaf, now);
         }
         if now < self.next {
             return None;
         }
-        let excess = if self.by_kernel { self.refused_by_kernel(leaf) } else { self.measure() };
+        let excess = if self.by_kernel { self.refused_by_kernel(leaf) } else { self.measure(probes) };
         let cost = BootTime::now().saturating_since(now);
         self.next = now + (cost * COST).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         excess
@@ -108,8 +114,16 @@ impl Meter {
         Some(excess(Reason::Pids, limit, count("pids.peak").unwrap_or(limit)))
     }
 
-    fn measure(&mut self) -> Option<Excess> {
-        let found = tree::list();
+    fn measure<T>(&mut self, probes: &HashMap<Pid, T>) -> Option<Excess> {
+        let mut found = Vec::new();
+        // What we start ourselves to look after it is not the command's.
+        tree::walk(&mut |member| match probes.contains_key(&member.stat.pid) {
+            true => Descend::No,
+            false => {
+                found.push(member.stat.clone());
+                Descend::Yes
+            }
+        });
         let count = found.len() as u64;
         if let Some(limit) = self.pids.filter(|limit| count > *limit) {
             return Some(excess(Reason::Pids, limit, count));

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::relay::{self, CommandEnds, Relay, Sink};
@@ -62,6 +62,15 @@ impl Outputs {
     pub(super) fn finish(&mut self, patience: Duration) {
         if let Some(relay) = self.relay.take() {
             relay.finish(patience);
+        }
+    }
+
+    /// Writes a remark of ours between two lives of a command in the background; a line that the first has begun ends there.
+    pub(super) fn remark(&self, text: &str) {
+        if let Some(Sink::Log(log)) = &self.sink {
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.end_lines();
+            log.write(output::Stream::Note, format!("{text}\n").as_bytes());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Asking a server if it answers: by HTTP, or by a websocket's handshake.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -100,16 +100,6 @@ impl Head {
     }
 }
 
-/// Returns where to connect to reach a socket that listens on `local`.
-pub(super) fn reachable(local: SocketAddr) -> SocketAddr {
-    let ip = match local.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, local.port())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,17 +113,5 @@ mod tests {
         assert!(head("+PONG\r\n").is_err());
         let upgraded = head("HTTP/1.1 101 S\r\nsec-websocket-ACCEPT:  abc= \r\n\r\n").unwrap().unwrap();
         assert_eq!((upgraded.status, upgraded.accept.as_deref()), (101, Some("abc=")));
-    }
-
-    #[test]
-    fn any_address_means_this_machine() {
-        for (local, expected) in [
-            ("0.0.0.0:80", "127.0.0.1:80"),
-            ("[::]:80", "[::1]:80"),
-            ("127.0.0.2:80", "127.0.0.2:80"),
-            ("[::1]:80", "[::1]:80"),
-        ] {
-            assert_eq!(reachable(local.parse().unwrap()).to_string(), expected);
-        }
     }
 }

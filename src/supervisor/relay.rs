@@ -78,6 +78,7 @@ pub(super) fn start(sink: &Sink, scanner: Option<&Scanner>) -> io::Result<(Relay
             target: sink.target(source)?,
             scanner: scanner.cloned(),
             leader_ended: signal.try_clone()?,
+            left: None,
             moved: Arc::clone(&moved),
             finished: finished.clone(),
         };
@@ -119,6 +120,8 @@ struct Stream {
     target: Target,
     scanner: Option<Scanner>,
     leader_ended: io::PipeReader,
+    /// What was in the pipe when the leader had ended; somebody outside might fill it for ever.
+    left: Option<usize>,
     moved: Arc<AtomicU64>,
     /// Its drop is the message.
     finished: Sender<()>,
@@ -129,6 +132,7 @@ impl Stream {
         let mut buffer = vec![0; 64 * 1024];
         // Leaving the loop closes our end, so that the command learns that nobody reads, as without us.
         while let Ok(length) = self.read(&mut buffer) {
+            self.left = self.left.map(|left| left.saturating_sub(length));
             if length == 0 || self.target.take(&buffer[..length]).is_err() {
                 break;
             }
@@ -138,13 +142,16 @@ impl Stream {
         let _ = self.finished.send(());
     }
 
-    /// Reads what there is; 0 at the end, or when the leader has ended and the pipe is empty.
+    /// Reads what there is; 0 at the end, or when the leader has ended and what was in the pipe then has been read.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let ready = waits::any(&[(self.from.as_fd(), true), (self.leader_ended.as_fd(), true)], None)?;
-        if !ready[0] && !waits::readable(self.from.as_fd(), Some(Duration::ZERO))? {
-            return if ready[1] { Ok(0) } else { self.read(buffer) };
+        if self.left.is_none() {
+            let ready = waits::any(&[(self.from.as_fd(), true), (self.leader_ended.as_fd(), true)], None)?;
+            if ready[1] {
+                self.left = Some(waits::bytes_to_read(self.from.as_fd())?);
+            }
         }
-        self.from.read(buffer)
+        let most = self.left.map_or(buffer.len(), |left| left.min(buffer.len()));
+        if most == 0 { Ok(0) } else { self.from.read(&mut buffer[..most]) }
     }
 }
 

@@ -52,10 +52,11 @@ impl Scanner {
             self.begun = Vec::new();
             return;
         }
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+        // What draws a line again and again begins it anew by a carriage return.
+        for piece in bytes.split_inclusive(|byte| [b'\n', b'\r'].contains(byte)) {
             let room = LONGEST.saturating_sub(self.begun.len()).min(piece.len());
             self.begun.extend(&piece[..room]);
-            let whole = piece.ends_with(b"\n");
+            let whole = piece.ends_with(b"\n") || piece.ends_with(b"\r");
             // A prompt has no end, so what is there of a line counts too.
             self.look();
             if whole {
@@ -66,8 +67,8 @@ impl Scanner {
 
     fn look(&self) {
         // Colours stand in the middle of words.
-        let line = strip_ansi_escapes::strip(&self.begun);
-        let line = String::from_utf8_lossy(&line);
+        let stripped = self.begun.contains(&b'\x1b').then(|| strip_ansi_escapes::strip(&self.begun));
+        let line = String::from_utf8_lossy(stripped.as_deref().unwrap_or(&self.begun));
         let line = line.trim_end_matches(['\n', '\r']);
         for (pattern, seen) in &self.shared.wanted {
             if !seen.load(Ordering::Acquire) && pattern.is_in(line) {
@@ -85,10 +86,11 @@ mod tests {
 
     #[test]
     fn lines_are_found_however_they_come() {
-        let table: [(&str, &[&str], bool); 8] = [
+        let table: [(&str, &[&str], bool); 9] = [
             ("ready", &["not yet\nready now\n"], true),
             ("^ready$", &["rea", "dy\n"], true),
             ("^ready$", &["ready\r\n"], true),
+            ("^ready$", &["\rbuilding 1\rbuilding 2", "\rready"], true),
             ("ready in \\d+ ms", &["\u{1b}[32mready\u{1b}[0m in \u{1b}[1m12\u{1b}[22m ms\n"], true),
             ("> $", &["> "], true),
             ("ab", &["a\nb\n"], false),

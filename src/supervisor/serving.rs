@@ -5,9 +5,9 @@ use std::io;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
-use super::checker::{Checker, Told};
+use super::checker::{Checker, Place, Told};
 use super::driver::Driver;
 use super::machine::Event;
 use super::meter::Meter;
@@ -15,6 +15,9 @@ use super::relay::CommandEnds;
 use super::start::{self, LaunchFailure};
 use crate::control::Answer;
 use crate::control::link::ToGuard;
+use crate::exit::Reason;
+use crate::lease::format_duration;
+use crate::limits::format_size;
 use crate::ports::ClaimMode;
 use crate::registry::record::{Health, State, Timestamp};
 use crate::run::Isolation;
@@ -33,26 +36,34 @@ impl Driver {
     /// Begins to look whether the command is ready.
     pub(super) fn check(&mut self) {
         let waits = self.spec.gets_ready() && self.machine.is_running();
+        let leaf = self.tree.leaf().and_then(Leaf::id);
         let port = self.run.record.ports.first().copied();
         self.checker = waits.then(|| {
             let scanner = self.outputs.scanner.clone();
-            Checker::start(self.spec.service.clone(), port, scanner, self.tell.clone())
+            // Its own channel: what the one before has said is nothing any more.
+            let (tell, told) = mpsc::unbounded_channel();
+            self.told = told;
+            Checker::start(self.spec.service.clone(), Place { port, leaf }, scanner, tell)
         });
     }
 
     /// Takes in what the checker says; what it said of a command that has ended since is nothing any more.
     pub(super) fn hear(&mut self, told: Told) {
+        if self.checker.is_none() || !self.machine.is_running() {
+            // What is begun now would not be ended with the rest.
+            return;
+        }
         match told {
             Told::Start(command, answer) => drop(self.start_probe(&command).map(|it| answer.send(it))),
             Told::Kill(pid) => self.kill_probe(pid),
-            _ if self.checker.is_none() => {}
-            Told::Ready => {
+            Told::Ready(place) => {
                 (self.run.record.ready_at, self.run.record.trouble) = (Some(Timestamp::now()), None);
+                self.run.record.host = place.map(|place| place.ip().to_string());
                 self.take_in(Event::Ready);
             }
             Told::Pending(why) => {
                 self.run.record.trouble = Some(why);
-                let _ = self.run.save();
+                self.save();
             }
             Told::Health(health, decides) => self.note_health(health, decides),
         }
@@ -62,7 +73,7 @@ impl Driver {
         let ok = health.ok;
         self.run.record.trouble = health.why.clone();
         self.run.record.health = Some(health);
-        let _ = self.run.save();
+        self.save();
         if decides {
             self.take_in(Event::Health(ok));
         }
@@ -72,8 +83,7 @@ impl Driver {
     pub(super) fn enter_state(&mut self) {
         let state = self.machine.state();
         self.run.record.state = state;
-        // A full disk leaves it less exact.
-        let _ = self.run.save();
+        self.save();
         let more = json!({ "port": self.run.record.ports.first(), "why": self.run.record.trouble });
         match state {
             State::Ready | State::Unhealthy => self.events.write(state.word(), &self.run.record, more),
@@ -85,13 +95,9 @@ impl Driver {
     pub(super) fn enter_pause(&mut self) {
         self.checker = None;
         self.outputs.finish(Duration::from_secs(1));
-        if let Some(ended) = self.tree.leader_ended() {
-            self.run.record.trouble = Some(match ended {
-                Ended::Exited(code) => format!("it ended with code {code}"),
-                Ended::Signaled(signal) => format!("it died of {signal}"),
-            });
-        }
+        self.tell_why();
         self.tree.clear();
+        self.probes.clear();
         self.exceeded = None;
         self.take_released_ports();
         self.run.record.leader = None;
@@ -101,6 +107,33 @@ impl Driver {
         self.events.write("restarting", &self.run.record, more);
         // The guard takes a teardown that lasts so long for hung.
         self.link.send(&ToGuard::Deadline(self.machine.lease().map(|lease| lease.deadline())));
+    }
+
+    /// Enters why the command is started again, and puts it into its log between its lives.
+    fn tell_why(&mut self) {
+        let Some((reason, pause)) = self.machine.pause(BootTime::now()) else { return };
+        let trouble = || self.run.record.trouble.clone().map_or(String::new(), |why| format!(": {why}"));
+        let figures = self.exceeded.as_ref();
+        let why = match (reason, self.tree.leader_ended()) {
+            (Reason::Stop, _) => "a restart was asked for".to_owned(),
+            (Reason::ReadyTimeout, _) => format!("it did not get ready in time{}", trouble()),
+            (Reason::Unhealthy, _) => format!("it was unhealthy{}", trouble()),
+            (Reason::LaunchFailed, _) => format!("it could not be started{}", trouble()),
+            (Reason::Memory, _) => {
+                let size = |bytes: Option<u64>| format_size(bytes.unwrap_or_default());
+                let (peak, limit) = (size(figures.map(|it| it.peak)), size(figures.map(|it| it.limit)));
+                format!("it had {peak} of memory, more than the {limit} of --memory")
+            }
+            (Reason::Pids, _) => {
+                format!("it had more processes than the {} of --pids", figures.map_or(0, |it| it.limit))
+            }
+            (_, Some(Ended::Exited(code))) => format!("it ended with code {code}"),
+            (_, Some(Ended::Signaled(signal))) => format!("it died of {signal}"),
+            (reason, None) => reason.word().to_owned(),
+        };
+        self.outputs.remark(&format!("{why}; it is started again in {}", format_duration(pause)));
+        self.run.record.restarted_for = Some(why.clone());
+        self.run.record.trouble = Some(why);
     }
 
     /// What was let go for the command is held until it comes again.
@@ -116,10 +149,10 @@ impl Driver {
     pub(super) fn start_again(&mut self) {
         match self.start_leader() {
             Ok(leader) => self.began_again(leader),
-            Err(LaunchFailure { message, .. }) => {
+            Err(LaunchFailure { message, code }) => {
                 self.outputs.finish(Duration::ZERO);
                 self.run.record.trouble = Some(message);
-                self.take_in(Event::StartFailed);
+                self.take_in(Event::StartFailed(code));
             }
         }
     }
@@ -179,7 +212,7 @@ impl Driver {
     fn start_probe(&mut self, command: &str) -> Option<Started> {
         let null = || File::options().write(true).open("/dev/null");
         let ends = CommandEnds { stdout: null().ok()?.into(), stderr: null().ok()?.into() };
-        let setup = self.setup(Some(ends)).ok()?;
+        let setup = leader::LeaderSetup { sockets: Vec::new(), ..self.setup(Some(ends)).ok()? };
         let program = start::shell(command, &self.spec, &self.run).ok()?;
         let pid = leader::start(&program, &setup).ok()?;
         let (tell, ended) = oneshot::channel();

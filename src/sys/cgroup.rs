@@ -209,6 +209,12 @@ impl Leaf {
         self.write("cgroup.freeze", if stop { "1" } else { "0" })
     }
 
+    /// Returns the number by which the kernel knows it, as sockets tell it of where they were made (`name_to_handle_at(2)`: it
+    /// is the directory's inode).
+    pub fn id(&self) -> Option<u64> {
+        self.directory.metadata().ok().map(|seen| std::os::unix::fs::MetadataExt::ino(&seen))
+    }
+
     /// Returns the processes in it and below.
     pub fn processes(&self) -> Vec<Pid> {
         let mut found = Vec::new();

@@ -38,6 +38,16 @@ pub fn held_by(pid: Pid, kind: Kind, wanted: &HashSet<u32>) -> Vec<u32> {
     }
 }
 
+/// Returns whose `pid` is, if its descriptors may not be looked at.
+pub fn user_of_closed(pid: Pid) -> Option<u32> {
+    let refused = fs::read_dir(format!("/proc/{pid}/fd")).err()?;
+    // The directory is root's then; who it runs as stands in its status (`proc_pid_status(5)`).
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let effective = line.split_whitespace().nth(1)?.parse().ok();
+    effective.filter(|_| refused.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
 /// Returns what the descriptor `fd` of `pid` stands for, if that is a `kind`.
 pub fn behind(pid: Pid, fd: RawFd, kind: Kind) -> Option<u32> {
     let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;

@@ -157,7 +157,8 @@ impl Changes {
     /// Watches the file `path`, or of a directory the files in it.
     pub fn of(path: &Path) -> io::Result<Changes> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        inotify.add_watch(path, AddWatchFlags::IN_MODIFY)?;
+        // A record that has grown long is written anew and renamed.
+        inotify.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVED_TO)?;
         Ok(Changes(inotify))
     }
 

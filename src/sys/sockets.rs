@@ -106,6 +106,22 @@ pub struct Socket {
     pub expires: Duration,
 }
 
+impl Socket {
+    /// Returns where this machine reaches it, if it listens: any address means this machine's own, and one for IPv6 is
+    /// one for IPv4 as well, unless it says otherwise.
+    pub fn reachable_at(&self) -> Vec<SocketAddr> {
+        let at = |ip: IpAddr| SocketAddr::new(ip, self.local.port());
+        match self.local.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => vec![at(Ipv4Addr::LOCALHOST.into())],
+            IpAddr::V6(ip) if ip.is_unspecified() && self.v6only => vec![at(Ipv6Addr::LOCALHOST.into())],
+            IpAddr::V6(ip) if ip.is_unspecified() => {
+                vec![at(Ipv4Addr::LOCALHOST.into()), at(Ipv6Addr::LOCALHOST.into())]
+            }
+            _ => vec![self.local],
+        }
+    }
+}
+
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP: u16 = 0x300;
@@ -234,6 +250,25 @@ mod tests {
     use super::super::descriptors::{self, Kind};
     use super::*;
     use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn any_address_means_this_machine() {
+        let table: [(&str, bool, &[&str]); 5] = [
+            ("0.0.0.0:80", false, &["127.0.0.1:80"]),
+            ("[::]:80", false, &["127.0.0.1:80", "[::1]:80"]),
+            ("[::]:80", true, &["[::1]:80"]),
+            ("127.0.0.2:80", false, &["127.0.0.2:80"]),
+            ("[::1]:80", false, &["[::1]:80"]),
+        ];
+        for (local, v6only, expected) in table {
+            let local: SocketAddr = local.parse().unwrap();
+            let state = State::Listening;
+            let (uid, inode, cgroup, expires) = (0, 1, None, Duration::ZERO);
+            let socket = Socket { state, local, remote: local, v6only, uid, inode, cgroup, expires };
+            let found: Vec<String> = socket.reachable_at().iter().map(ToString::to_string).collect();
+            assert_eq!(found, expected, "{local}");
+        }
+    }
 
     #[test]
     fn a_listener_is_found_with_its_process_and_a_client_is_not() {

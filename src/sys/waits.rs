@@ -1,11 +1,21 @@
 //! Blocking until a descriptor has something to say (`poll(2)`).
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Returns how many bytes a pipe has for its reader (`FIONREAD`, ioctl_tty(2)).
+pub fn bytes_to_read(pipe: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    if unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut count) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(count).unwrap_or_default())
+}
 
 /// Blocks until one of `fds` is readable, hung up or broken, or `timeout` is over; returns
 /// which are. A descriptor that is given with `false` is watched for hang-up alone.

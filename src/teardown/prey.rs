@@ -112,6 +112,11 @@ impl ProcessTree {
         self.leader_ended
     }
 
+    /// Returns whether there is no leader that lives.
+    pub fn is_leaderless(&self) -> bool {
+        self.leader.is_none() || self.leader_ended.is_some()
+    }
+
     /// Returns whether the leader has been stopped since the last question.
     pub fn leader_was_stopped(&self) -> bool {
         let leader = self.leader.filter(|_| self.leader_ended.is_none());

@@ -569,6 +569,8 @@ fn what_cannot_be_is_refused_before_anything_starts() {
         (&["server", "start", "web", "--log-size", "1K", "--", "true"], "64K is the least"),
         (&["server", "start", "web", "--log", "x", "--", "true"], "a log of its own"),
         (&["server", "start", "--all"], "no server is described"),
+        (&["server", "start", "web", "--", "serve", "{port}"], "add --port auto"),
+        (&["server", "start", "web", "python3", "-m", "http.server"], "put -- before the command"),
         (&["server", "stop", "-k", "x"], "--grace"),
         (&["server", "frobnicate"], "frobnicate"),
     ] {
@@ -702,4 +704,109 @@ fn a_person_sees_what_is_awaited_and_may_give_up() {
     assert_eq!(record["state"], "ready");
     assert!(!is_dead(leader(&record)));
     stop(&place);
+}
+
+#[test]
+fn an_orphan_is_replaced_on_its_port() {
+    let place = Place::new();
+    let port = place.port().to_string();
+    let helper = "listen 127.0.0.1:{port} ignore TERM pause";
+    let options = ["--port", port.as_str(), "-k", "200ms"];
+    let record = start(&place, &options, helper);
+    let keepers = ["guard", "supervisor"].map(|who| {
+        let keeper = Pidfd::open(record[who]["pid"].as_i64().unwrap() as i32).unwrap();
+        keeper.send(Signal::parse("STOP").unwrap()).unwrap();
+        keeper
+    });
+    keepers.iter().for_each(|keeper| keeper.send(Signal::KILL).unwrap());
+    wait_until("nobody supervises it", || keepers.iter().all(|keeper| !keeper.is_alive()));
+    let after = place.run(&words("ensure", &options, helper)).expect_code(0).json()["run"].clone();
+    assert_ne!(after["id"], record["id"]);
+    assert_eq!(after["port"], record["port"]);
+    assert!(is_dead(leader(&record)));
+    stop(&place);
+}
+
+#[test]
+fn ensure_grants_the_lease_anew_and_tells_of_other_settings() {
+    let place = Place::new();
+    let helper = "print up pause";
+    let ensure = |options: &[&str]| {
+        let options = [&["--ready", "log:up"], options].concat();
+        place.run(&words("ensure", &options, helper)).expect_code(0)
+    };
+    let first = ensure(&["--ttl", "1h", "--env", "A=1"]).json()["run"].clone();
+    let second = ensure(&["--ttl", "2h", "--env", "A=1"]);
+    assert_eq!((&second.json()["run"]["id"], &second.json()["run"]["ttl_s"]), (&first["id"], &7200.0.into()));
+    assert_eq!(second.stderr, "");
+    let third = ensure(&["--env", "A=2", "--nofile", "100"]);
+    assert_eq!(third.json()["run"]["id"], first["id"]);
+    assert!(third.stderr.contains("web runs with another env, limits; --force replaces it"), "{third:?}");
+    let fourth = ensure(&["--env", "A=2", "--force"]);
+    assert_ne!(fourth.json()["run"]["id"], first["id"]);
+    assert!(fourth.stderr.contains("web has another env, and is replaced"), "{fourth:?}");
+    stop(&place);
+}
+
+#[test]
+fn the_url_is_where_it_listens() {
+    for (address, host) in [("[::1]", "[::1]"), ("127.0.0.1", "127.0.0.1"), ("127.0.0.2", "127.0.0.2")] {
+        let place = Place::new();
+        let helper = format!("http {address}:{{port}} ../go pause");
+        fs::write(place.path("go"), "").unwrap();
+        let record = start(&place, &["--port", "auto", "--ready", "http:/"], &helper);
+        assert_eq!(record["url"], format!("http://{host}:{}", record["port"]));
+        let again = place.run(&words("ensure", &["--port", "auto", "--ready", "http:/"], &helper));
+        assert_eq!(again.expect_code(0).json()["run"]["id"], record["id"]);
+        stop(&place);
+    }
+}
+
+#[test]
+fn whoever_writes_into_its_output_from_outside_does_not_keep_it() {
+    let place = Place::new();
+    let record = start(&place, &["--ready", "log:up"], "print up pause");
+    let mut command = std::process::Command::new("bash");
+    place.furnish(&mut command);
+    command.args(["-c", &format!("echo x > ../writes; exec yes > /proc/{}/fd/1", leader(&record))]);
+    let writer = Running::spawn(command);
+    place.wait_for_file("writes");
+    let log = place.unfinished().remove(0).join("output.log.1");
+    wait_until("its log is full of that", || log.exists());
+    place.run(&["server", "stop", "web"]).expect_code(0);
+    // Nobody reads what it writes any more.
+    writer.wait();
+    assert_eq!(place.the_ended()["end"]["reason"], "stop");
+}
+
+#[test]
+fn why_it_was_started_again_is_told() {
+    let place = Place::new();
+    start(&place, &["--restart", "on-failure", "--ready", "log:up"], "print up await ../go files 1 exit 3");
+    fs::write(place.path("go"), "x").unwrap();
+    until(&place, "it was started again", |record| record["restarts"] == 1);
+    fs::remove_file(place.path("go")).unwrap();
+    until(&place, "it is ready", |record| record["state"] == "ready");
+    let status = place.run(&["server", "status", "web"]).expect_code(0).stdout;
+    assert!(status.contains("the last one since it ended with code 3"), "{status}");
+    let log = place.run(&["server", "logs", "web"]).expect_code(0).stdout;
+    assert!(log.contains(" agent-run it ended with code 3; it is started again in "), "{log}");
+    stop(&place);
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_no_success() {
+    let place = Place::new();
+    let mut command = std::process::Command::new("bash");
+    place.furnish(&mut command);
+    command.args(["-c", &format!("{} server status --json > /dev/full", crate::harness::agent_run())]);
+    let done = finish(command).expect_code(1);
+    assert!(done.stderr.contains("cannot write the answer: No space left"), "{done:?}");
+    // A state directory that cannot be one is not an empty one.
+    for verb in [&["server", "status"][..], &["ps"], &["server", "stop", "x"]] {
+        let mut command = place.command(verb);
+        command.env("AGENT_RUN_STATE_DIR", "/dev/null");
+        let done = finish(command).expect_code(2);
+        assert!(done.stderr.contains("/dev/null"), "{done:?}");
+    }
 }

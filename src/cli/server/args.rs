@@ -6,11 +6,17 @@ use clap::{Args, Subcommand};
 
 use super::super::options::RunOptions;
 
+const DEFAULTS: &str = "\
+Of a server the lease is 24h unless something else is said (--ttl, server_ttl), the owner is the nearest coding agent (--owner
+auto), and it is ready when it listens on its --port, or without one when it has lived for 300 ms.";
+
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum ServerVerb {
     /// Start a server in the background, and return when it is ready
+    #[command(override_usage = "agent-run server start [NAME] [OPTIONS] [-- COMMAND [ARG]...]", after_help = DEFAULTS)]
     Start(Box<StartArgs>),
     /// See that a server runs: start it if it is not there, replace it if it is not well or another one
+    #[command(override_usage = "agent-run server ensure [NAME] [OPTIONS] [-- COMMAND [ARG]...]", after_help = DEFAULTS)]
     Ensure(Box<StartArgs>),
     /// End servers, and wait until nothing of them is left; none is success
     Stop(StopArgs),
@@ -23,7 +29,6 @@ pub(in crate::cli) enum ServerVerb {
 }
 
 #[derive(Debug, Args)]
-#[command(override_usage = "agent-run server start [NAME] [OPTIONS] [-- COMMAND [ARG]...]")]
 pub(in crate::cli) struct StartArgs {
     /// Its name: of a server in agent-run.toml or .claude/launch.json, or any with a COMMAND [default: the directory's]
     #[arg(value_name = "NAME", conflicts_with = "all")]
@@ -61,7 +66,7 @@ pub(in crate::cli) struct StopArgs {
     /// Names, ids, or :PORTs [default: the directory's name]
     #[arg(value_name = "NAME")]
     pub(super) servers: Vec<String>,
-    /// All servers
+    /// All servers, of whatever project
     #[arg(short, long, conflicts_with = "servers")]
     pub(super) all: bool,
     /// SIGKILL at once

@@ -8,7 +8,8 @@ use super::{default_name, find, grace, unknown};
 use crate::exit;
 use crate::failure::Failure;
 use crate::registry::record::State;
-use crate::server;
+use crate::server::{self, ServerError};
+use crate::sys::signal;
 
 pub(super) fn run(args: &RestartArgs, printer: &Printer) -> Result<u8, Failure> {
     let grace = grace(args.force, args.grace.as_deref())?;
@@ -16,7 +17,7 @@ pub(super) fn run(args: &RestartArgs, printer: &Printer) -> Result<u8, Failure> 
     let root = root()?.ok_or_else(|| unknown(&name))?;
     let mut run = find(&root, &name)?;
     if [State::Finished, State::Orphaned, State::Stopping].contains(&run.state) {
-        let hint = "agent-run server start starts it";
+        let hint = "agent-run server start starts it (with its command, if it is not described)";
         return Err(Failure::new(
             "not_running",
             format!("{name} is not running"),
@@ -26,7 +27,13 @@ pub(super) fn run(args: &RestartArgs, printer: &Printer) -> Result<u8, Failure> 
     }
     let spinner = Spinner::new(printer.is_json());
     // What is started again is not ours to end: Ctrl-C ends the wait alone.
-    server::restart(&mut run, grace, &spinner)?;
+    if let Err(error) = server::restart(&mut run, grace, &spinner) {
+        if let ServerError::Interrupted(signal) = error {
+            printer.note(&format!("{name} goes on being restarted"));
+            signal::die_of(signal);
+        }
+        return Err(error.into());
+    }
     if printer.is_json() {
         printer.document("run", view::json(&run, None, None));
     } else {

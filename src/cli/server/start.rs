@@ -41,12 +41,14 @@ pub(super) fn start(args: StartArgs, printer: &Printer) -> Result<u8, Failure> {
     let mut started = Vec::new();
     // What others need is only seen to; with --all, what runs already is no error either.
     for spec in specs {
-        started.push(server::ensure(spec, &person, &spinner).map_err(interrupted)?);
+        started
+            .push(server::ensure(spec, &person, &spinner).map_err(|error| left(error, &started, printer))?);
     }
-    started.push(match all {
-        true => server::ensure(last, &person, &spinner).map_err(interrupted)?,
-        false => (server::start(last, &person, &spinner).map_err(interrupted)?, Found::Started),
-    });
+    let done = match all {
+        true => server::ensure(last, &person, &spinner),
+        false => server::start(last, &person, &spinner).map(|run| (run, Found::Started)),
+    };
+    started.push(done.map_err(|error| left(error, &started, printer))?);
     report(&started, all, quiet, printer);
     Ok(0)
 }
@@ -58,8 +60,10 @@ pub(super) fn ensure(args: StartArgs, printer: &Printer) -> Result<u8, Failure> 
     let (quiet, all) = (args.options.quiet, args.all);
     let spinner = Spinner::new(quiet || printer.is_json());
     let person = AtTerminal { verbosity: verbosity(quiet) };
-    let found = specs(args)?.into_iter().map(|spec| server::ensure(spec, &person, &spinner));
-    let found = found.collect::<Result<Vec<_>, _>>().map_err(interrupted)?;
+    let mut found = Vec::new();
+    for spec in specs(args)? {
+        found.push(server::ensure(spec, &person, &spinner).map_err(|error| left(error, &found, printer))?);
+    }
     report(&found, all, quiet, printer);
     Ok(0)
 }
@@ -87,6 +91,15 @@ fn verbosity(quiet: bool) -> Verbosity {
     if quiet { Verbosity::Quiet } else { Verbosity::Normal }
 }
 
+/// Tells of what was started for a server that could not be: it runs.
+fn left(error: ServerError, started: &[(SeenRun, Found)], printer: &Printer) -> Failure {
+    let others = started.iter().filter(|(_, found)| *found != Found::There);
+    for name in others.filter_map(|(run, _)| run.name()) {
+        printer.note(&format!("{name} was started before and runs on (agent-run server stop {name})"));
+    }
+    interrupted(error)
+}
+
 /// A signal ends us as it would have ended a command.
 fn interrupted(error: ServerError) -> Failure {
     if let ServerError::Interrupted(signal) = error {
@@ -107,6 +120,8 @@ fn specs(mut args: StartArgs) -> Result<Vec<RunSpec>, Failure> {
         let given = Definition { name, command, ..Definition::default() };
         return Ok(vec![spec(&given, args.options, flags)?]);
     }
+    // What else is wrong in the file is told first: perhaps that is why nothing is found.
+    settings::resolve(Layer::new())?;
     let all = definition::definitions()?;
     let wanted = wanted(&args, &all)?;
     let mut ordered = definition::in_order(&all, &wanted.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -194,6 +209,10 @@ fn spec(definition: &Definition, mut options: RunOptions, flags: Layer) -> Resul
         ));
     }
     complete(&mut spec)?;
+    let wants_port = |word: &OsString| word.to_string_lossy().contains("{port}");
+    if spec.ports.is_empty() && spec.command.iter().any(wants_port) {
+        return Err(Failure::usage("'{port}' stands for a port, and there is none", "add --port auto"));
+    }
     Ok(spec)
 }
 

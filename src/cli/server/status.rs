@@ -256,7 +256,10 @@ fn block(seen: &Seen) -> String {
         lines.extend(
             checked.map(|(it, text)| ("health", format!("{text}, {} ago", view::brief(it.at.age())))),
         );
-        lines.push(("restarts", record.restarts.to_string()));
+        let last =
+            record.restarted_for.as_ref().map_or(String::new(), |why| format!(", the last one since {why}"));
+        lines.push(("restarts", format!("{}{last}", record.restarts)));
+        lines.push(("restart", record.restart.word().to_owned()));
         lines.extend(record.owner.as_ref().map(|owner| ("owner", owner::title(owner))));
     }
     lines.dedup_by(|one, other| one.0 == other.0);

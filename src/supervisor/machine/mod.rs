@@ -61,8 +61,8 @@ pub enum Event {
     },
     /// The command was started again.
     Started,
-    /// It could not be.
-    StartFailed,
+    /// It could not be, and this is the code for that.
+    StartFailed(u8),
 }
 
 /// Something is to be done.
@@ -191,6 +191,8 @@ enum Phase {
     /// Nothing of it lives until it is started again.
     Waiting {
         until: BootTime,
+        /// Why it was ended.
+        reason: Reason,
     },
     Over(Verdict),
 }
@@ -256,7 +258,9 @@ impl Machine {
                 };
                 lease.into_iter().chain(look).chain(ready).min()
             }
-            Phase::Waiting { until } => Some(self.lease.map_or(*until, |lease| lease.deadline().min(*until))),
+            Phase::Waiting { until, .. } => {
+                Some(self.lease.map_or(*until, |lease| lease.deadline().min(*until)))
+            }
             Phase::Ending { progress, ask_at, .. } => {
                 Some(ask_at.map_or(progress.wake_at(), |at| at.min(progress.wake_at())))
             }
@@ -277,6 +281,19 @@ impl Machine {
     /// Returns whether the command runs and nobody has asked for its end.
     pub fn is_running(&self) -> bool {
         matches!(self.phase, Phase::Running)
+    }
+
+    /// Returns why the command was ended, and how long nothing lives, if it is to be started again.
+    pub fn pause(&self, now: BootTime) -> Option<(Reason, Duration)> {
+        match self.phase {
+            Phase::Waiting { until, reason } => Some((reason, until.saturating_since(now))),
+            _ => None,
+        }
+    }
+
+    /// Returns whether a teardown goes on.
+    pub fn is_tearing_down(&self) -> bool {
+        matches!(self.phase, Phase::Ending { .. })
     }
 
     /// Returns whether the run goes on, perhaps after another start: a lease that has ended is not renewed.
@@ -339,7 +356,7 @@ impl Machine {
             Event::Health(ok) => self.health(ok, now),
             Event::Restart { grace } => self.restart(grace, now),
             Event::Started => self.started(now),
-            Event::StartFailed => self.start_failed(now),
+            Event::StartFailed(code) => self.start_failed(code, now),
             Event::Stop { grace, reason } => self.stop(grace, reason, now),
             Event::Renew(ttl) => self.renew(ttl, now),
             Event::Activity => {
@@ -406,7 +423,7 @@ impl Machine {
         if self.lease.is_some_and(|lease| lease.is_over(now)) {
             return self.end(Reason::Ttl, self.policy.signal, None, now);
         }
-        if let Phase::Waiting { until } = self.phase {
+        if let Phase::Waiting { until, .. } = self.phase {
             return if now >= until { vec![Action::Start] } else { Vec::new() };
         }
         if matches!(self.standing, Standing::Starting { until: Some(until) } if now >= until) {
@@ -451,7 +468,12 @@ impl Machine {
     }
 
     fn signalled(&mut self, signal: Signal, now: BootTime) -> Vec<Action> {
-        self.give_up_restart(Reason::Signal);
+        let mut actions = self.give_up_restart(Reason::Signal, now);
+        actions.extend(self.heed(signal, now));
+        actions
+    }
+
+    fn heed(&mut self, signal: Signal, now: BootTime) -> Vec<Action> {
         match &mut self.phase {
             Phase::Running => self.end(Reason::Signal, signal, None, now),
             // A second Ctrl-C, or the first during a teardown, is impatience. Others are repeated by
@@ -469,12 +491,13 @@ impl Machine {
     }
 
     fn stop(&mut self, grace: Option<Duration>, reason: Reason, now: BootTime) -> Vec<Action> {
-        self.give_up_restart(reason);
+        let mut actions = self.give_up_restart(reason, now);
         if let Phase::Ending { progress, .. } = &mut self.phase {
             if let Some(grace) = grace {
                 progress.shorten(grace, now);
             }
-            return self.teardown_due(now);
+            actions.extend(self.teardown_due(now));
+            return actions;
         }
         self.end(reason, self.policy.signal, grace, now)
     }
@@ -489,8 +512,9 @@ impl Machine {
 
     /// The run is to end, and not to be started again.
     fn end(&mut self, reason: Reason, first: Signal, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
-        self.give_up_restart(reason);
-        self.tear_down(reason, first, grace, Then::Over, now)
+        let mut actions = self.give_up_restart(reason, now);
+        actions.extend(self.tear_down(reason, first, grace, Then::Over, now));
+        actions
     }
 
     fn tear_down(
@@ -501,9 +525,20 @@ impl Machine {
         then: Then,
         now: BootTime,
     ) -> Vec<Action> {
-        if !self.is_running() {
-            return Vec::new();
+        match self.is_running() {
+            true => self.begin_teardown(reason, first, grace, then, now),
+            false => Vec::new(),
         }
+    }
+
+    fn begin_teardown(
+        &mut self,
+        reason: Reason,
+        first: Signal,
+        grace: Option<Duration>,
+        then: Then,
+        now: BootTime,
+    ) -> Vec<Action> {
         let grace = grace.unwrap_or(self.policy.grace);
         let mut progress = Progress::begin(grace, now);
         let mut actions = vec![Action::EnterTeardown { grace }];

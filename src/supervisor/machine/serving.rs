@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Action, IdleWatch, Machine, Phase, Policy, Then};
-use crate::exit::Reason;
+use super::{Action, IdleWatch, Machine, Phase, Policy, Then, Verdict};
+use crate::exit::{Ending, Reason};
 use crate::service::Restart;
 use crate::sys::children::Ended;
 use crate::sys::clock::BootTime;
@@ -44,23 +44,21 @@ impl Machine {
                 self.phase = Phase::Over(self.judge(reason, true));
                 return Vec::new();
             }
-            Then::Retry => self.pause(now),
-            Then::Again => self.phase = Phase::Waiting { until: now },
+            Then::Retry => self.wait(reason, now),
+            Then::Again => self.phase = Phase::Waiting { until: now, reason },
         }
         vec![Action::EnterPause]
     }
 
-    fn pause(&mut self, now: BootTime) {
+    fn wait(&mut self, reason: Reason, now: BootTime) {
         let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.in_a_row)).min(LONGEST_PAUSE);
         self.in_a_row += 1;
-        self.phase = Phase::Waiting { until: now + pause };
+        self.phase = Phase::Waiting { until: now + pause, reason };
     }
 
     /// The command has ended by itself, or must for a fault of its own: perhaps it is started again.
     pub(super) fn fail(&mut self, reason: Reason, grace: Option<Duration>, now: BootTime) -> Vec<Action> {
-        if matches!(self.standing, Standing::Ready { since } if now.saturating_since(since) >= HEALTHY_FOR) {
-            self.in_a_row = 0;
-        }
+        self.forget_old_failures(now);
         let failed = reason != Reason::Exit || self.leader != Some(Ended::Exited(0));
         let wanted = match self.policy.restart {
             Restart::Never => false,
@@ -70,6 +68,12 @@ impl Machine {
         let again = wanted && self.was_ready && self.may_try();
         let then = if again { Then::Retry } else { Then::Over };
         self.tear_down(reason, self.policy.signal, grace, then, now)
+    }
+
+    fn forget_old_failures(&mut self, now: BootTime) {
+        if matches!(self.standing, Standing::Ready { since } if now.saturating_since(since) >= HEALTHY_FOR) {
+            self.in_a_row = 0;
+        }
     }
 
     fn may_try(&self) -> bool {
@@ -86,6 +90,7 @@ impl Machine {
     }
 
     pub(super) fn health(&mut self, ok: bool, now: BootTime) -> Vec<Action> {
+        self.forget_old_failures(now);
         match (self.standing, ok) {
             _ if !self.is_running() => Vec::new(),
             (Standing::Ready { .. }, false) if self.policy.restart != Restart::Never && self.may_try() => {
@@ -113,7 +118,7 @@ impl Machine {
                 *then = Then::Again;
                 Vec::new()
             }
-            Phase::Waiting { until } => {
+            Phase::Waiting { until, .. } => {
                 *until = now;
                 Vec::new()
             }
@@ -133,21 +138,26 @@ impl Machine {
         vec![Action::EnterState]
     }
 
-    pub(super) fn start_failed(&mut self, now: BootTime) -> Vec<Action> {
+    pub(super) fn start_failed(&mut self, code: u8, now: BootTime) -> Vec<Action> {
         if self.policy.restart == Restart::Never || !self.may_try() {
-            self.phase = Phase::Over(self.judge(Reason::LaunchFailed, true));
+            let verdict = self.judge(Reason::LaunchFailed, true);
+            self.phase = Phase::Over(Verdict { ending: Ending::Code(code), ..verdict });
             return Vec::new();
         }
-        self.pause(now);
+        self.wait(Reason::LaunchFailed, now);
         vec![Action::EnterPause]
     }
 
     /// What would have been started again is not.
-    pub(super) fn give_up_restart(&mut self, why: Reason) {
+    pub(super) fn give_up_restart(&mut self, why: Reason, now: BootTime) -> Vec<Action> {
         match &mut self.phase {
-            Phase::Ending { reason, then, .. } if *then != Then::Over => (*reason, *then) = (why, Then::Over),
-            Phase::Waiting { .. } => self.phase = Phase::Over(self.judge(why, true)),
-            _ => {}
+            Phase::Ending { reason, then, .. } if *then != Then::Over => {
+                (*reason, *then) = (why, Then::Over);
+                vec![Action::EnterState]
+            }
+            // Nothing of it should live; that is seen to, as at any end.
+            Phase::Waiting { .. } => self.begin_teardown(why, self.policy.signal, None, Then::Over, now),
+            _ => Vec::new(),
         }
     }
 }

@@ -311,7 +311,9 @@ fn a_pause_ends_with_the_run() {
         (Event::GuardLost, Reason::SupervisorLost),
     ] {
         let mut machine = server(Restart::Always, None);
-        play(&mut machine, &[(1, Event::Ready), (2, exited(1)), (2, Event::TreeEmpty), (3, event)]);
+        let script =
+            [(1, Event::Ready), (2, exited(1)), (2, Event::TreeEmpty), (3, event), (3, Event::TreeEmpty)];
+        play(&mut machine, &script);
         assert_eq!(machine.verdict().map(|verdict| verdict.reason), Some(reason));
     }
     let mut machine = server(Restart::Always, None);
@@ -326,7 +328,28 @@ fn a_pause_ends_with_the_run() {
     );
     assert_eq!(machine.wake_at(), Some(at(8)));
     machine.step(Event::Tick, at(8));
+    // Nothing should live, and that is seen to before it is over.
+    assert_eq!(machine.state(), State::Stopping);
+    machine.step(Event::TreeEmpty, at(8));
     assert_eq!(machine.verdict().map(|verdict| verdict.reason), Some(Reason::Ttl));
+}
+
+#[test]
+fn failures_of_long_ago_do_not_count_for_health_either() {
+    let mut machine = server(Restart::OnFailure, Some(1));
+    machine.step(Event::Ready, at(1));
+    fails_and_returns(&mut machine, 2, 1);
+    machine.step(Event::Health(false), at(70_000));
+    assert_eq!(machine.state(), State::Restarting);
+}
+
+#[test]
+fn a_stop_is_told_as_such_while_something_is_to_be_started_again() {
+    let mut machine = server(Restart::Never, None);
+    play(&mut machine, &[(1, Event::Ready), (2, Event::Restart { grace: None })]);
+    assert_eq!(machine.state(), State::Restarting);
+    assert_eq!(machine.step(STOP, at(3)), [Action::EnterState]);
+    assert_eq!(machine.state(), State::Stopping);
 }
 
 #[test]
@@ -365,7 +388,13 @@ fn a_restart_keeps_the_lease_and_waits_for_nothing() {
     // One that cannot be started is over, unless it is to be tried again.
     play(
         &mut machine,
-        &[(4, Event::Restart { grace: None }), (5, DEAD), (5, Event::TreeEmpty), (5, Event::StartFailed)],
+        &[
+            (4, Event::Restart { grace: None }),
+            (5, DEAD),
+            (5, Event::TreeEmpty),
+            (5, Event::StartFailed(127)),
+        ],
     );
     assert_eq!(machine.verdict().map(|verdict| verdict.reason), Some(Reason::LaunchFailed));
+    assert_eq!(machine.verdict().map(|verdict| verdict.ending), Some(Ending::Code(127)));
 }

@@ -145,7 +145,7 @@ fn id_of(place: &Place) -> String {
 }
 
 fn kill_supervisor(place: &Place) {
-    let pid = place.the_record()["supervisor"]["pid"].as_i64().unwrap() as i32;
+    let pid = place.supervisor();
     Pidfd::open(pid).unwrap().send(Signal::KILL).unwrap();
 }
 

@@ -462,7 +462,7 @@ fn they_do_so_when_the_supervisor_is_killed() {
         pty.line("$RUN -k 20s less /etc/passwd");
         wait_until("it has the terminal", || name_of(pty.foreground()) == "less");
         pty.expect("root");
-        kill(place.the_record()["supervisor"]["pid"].as_i64().unwrap() as i32);
+        kill(place.supervisor());
         pty.expect(PROMPT);
         assert_eq!(place.the_ended()["end"]["killed"], 0);
     });

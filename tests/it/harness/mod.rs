@@ -243,6 +243,14 @@ impl Place {
         self.the_record()
     }
 
+    /// The supervisor of the one unfinished run, once it is entered: the command may be up before.
+    #[track_caller]
+    pub(crate) fn supervisor(&self) -> i32 {
+        let record =
+            self.wait_for_record("the supervisor is known", |record| record["supervisor"].is_object());
+        record["supervisor"]["pid"].as_i64().unwrap() as i32
+    }
+
     /// A word of this place alone, for the arguments of a process that clears its environment.
     pub(crate) fn marker(&self) -> String {
         format!("place-{}", self.marker)

@@ -90,6 +90,12 @@ impl Cell {
     }
 }
 
+/// Returns the leaf of run `id`, if there is one where this process would make it.
+pub fn leaf_of(id: &RunId) -> Option<Leaf> {
+    let parent = cgroup::parent_with(&[]).ok()?;
+    Leaf::open(&parent.join(format!("{LEAF_PREFIX}{id}"))).ok()
+}
+
 /// One rung of the ladder, as `doctor` tells of it.
 #[derive(Debug)]
 pub struct Rung {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::containment;
 use crate::ending::{Events, Outcome, conclude};
 use crate::exit::{Ending, OWN_FAILURE, Reason};
 use crate::registry::record::{End, RecordError, State};
@@ -61,7 +62,8 @@ pub fn remove_broken(root: &Root, seen: &SeenRun, grace: Option<Duration>) -> bo
     if !matches!(seen.record, Err(RecordError::Broken(_))) || seen.directory.try_lock().is_err() {
         return false;
     }
-    let marks = Marks::of_id(&seen.id, store::tree_lock_of(root, &seen.id).ok());
+    let lock = store::tree_lock_of(root, &seen.id).ok();
+    let marks = Marks::of_id(&seen.id, lock, containment::leaf_of(&seen.id));
     let (survivors, _) = marks.end(Signal::TERM, grace.unwrap_or(DEFAULT_GRACE));
     survivors.is_empty() && store::remove_entry(root, &seen.id).is_ok()
 }

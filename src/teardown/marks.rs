@@ -30,10 +30,10 @@ pub struct Marks {
 }
 
 impl Marks {
-    /// Returns the marks of a run whose record cannot be read: what its id alone tells.
-    pub fn of_id(id: &RunId, lock: Option<TreeLock>) -> Marks {
+    /// Returns the marks of a run whose record cannot be read: what its id alone tells, the cgroup `leaf` of that name too.
+    pub fn of_id(id: &RunId, lock: Option<TreeLock>, leaf: Option<Leaf>) -> Marks {
         let variable = format!("{}={id}", vars::ID).into_bytes();
-        Marks { variable, rlimit: None, lock, leader: None, leaf: None }
+        Marks { variable, rlimit: None, lock, leader: None, leaf }
     }
 
     /// Returns the marks of `record`'s run; `None` if it ran before the last boot, when nothing can be left.

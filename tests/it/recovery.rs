@@ -117,11 +117,16 @@ fn an_entry_that_cannot_be_read_can_be_stopped() {
     let place = Place::new();
     orphan(&place, &[], "daemon ignore TERM touch ../ready pause end pause");
     let entry = place.unfinished().remove(0);
+    let leaf = place.the_record()["cgroup"].as_str().map(str::to_owned);
     std::fs::write(entry.join("record.jsonl"), "no record").unwrap();
     let id = entry.file_name().unwrap().to_str().unwrap().to_owned();
     let done = place.run(&["stop", &id, "-k", "200ms"]).expect_code(0);
     assert!(done.stdout.contains("whose record could not be read"), "{done:?}");
     place.expect_nothing_left();
+    // Its cgroup is found by its name.
+    if let Some(leaf) = leaf {
+        assert!(!std::path::Path::new(&leaf).exists(), "{leaf} is left");
+    }
 }
 
 #[test]

@@ -59,8 +59,8 @@ fn listen(guard: Pid, answer: PipeReader) -> Result<RunId, LaunchError> {
     let mut interrupted = None;
     // Without a queue (out of descriptors) a signal waits until the launch is over.
     if let Ok(queue) = SignalQueue::open(&FATAL) {
-        while !waits::any(&[(answer.as_fd(), true), (queue.as_fd(), true)], None)
-            .map_err(system("wait for the launch"))?[0]
+        // Where there is no waiting for both, the launch is waited for.
+        while waits::any(&[(answer.as_fd(), true), (queue.as_fd(), true)], None).is_ok_and(|ready| !ready[0])
         {
             while let Some(signal) = queue.next() {
                 interrupted = interrupted.or(Some(signal));

@@ -37,7 +37,7 @@ pub(in crate::cli) struct StartArgs {
     #[arg(short, long, conflicts_with = "command")]
     pub(super) all: bool,
     /// Stay in the foreground
-    #[arg(long, conflicts_with_all = ["all", "restart"])]
+    #[arg(long, conflicts_with_all = ["all", "restart", "json"])]
     pub(super) foreground: bool,
     /// Start it again when it ends: never, on-failure, always [default: never]
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]

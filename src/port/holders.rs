@@ -153,7 +153,7 @@ pub fn is_around(run: &SeenRun, pids: &HashSet<Pid>) -> bool {
 }
 
 /// The living guard and supervisor of a run.
-pub(super) fn keepers_of(run: &SeenRun) -> impl Iterator<Item = Pid> + use<> {
+pub fn keepers_of(run: &SeenRun) -> impl Iterator<Item = Pid> + use<> {
     let keepers = run.record.iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
     let mut alive: Vec<Pid> =
         keepers.filter(|keeper| keeper.pin().is_some()).map(|keeper| keeper.pid).collect();

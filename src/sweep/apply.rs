@@ -1,14 +1,18 @@
 //! Carrying a plan out, and saying what came of it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use super::Options;
-use super::directories::users_of;
-use super::plan::{Item, Kind, Plan, is_ended_here, still_holds};
+use super::evidence::looked_after;
+use super::observe::is_ended_here;
+use super::plan::{Item, Kind, Plan};
 use super::snapshot::Snapshot;
 use crate::containment::LEAF_PREFIX;
 use crate::recover;
@@ -57,16 +61,15 @@ impl Report {
     }
 }
 
-/// Ends and removes what `plan` says. This process must have one thread.
+/// Ends and removes what `plan` says. May be called from any thread; waits for the graces.
 pub fn apply(plan: &Plan, options: &Options) -> Report {
     let mut report = Report::default();
     // Processes first: what they use can be removed then. Their graces pass together.
     let trees: Vec<Item> = plan.to_go().filter(|item| item.root.is_some()).cloned().collect();
     report.done.extend(end_all(trees, options.grace));
     let others = || plan.to_go().filter(|item| item.root.is_none());
-    for item in others().filter(|item| item.kind != Kind::Directory) {
-        report.done.push(end_orphan(item.clone(), options.grace));
-    }
+    let runs: Vec<Item> = others().filter(|item| item.kind != Kind::Directory).cloned().collect();
+    report.done.extend(end_runs(&runs, options.grace));
     report.done.extend(remove_directories(others().filter(|item| item.kind == Kind::Directory)));
     let ports: BTreeSet<u16> = report.gone().flat_map(|done| done.item.ports.iter().copied()).collect();
     let listening = sockets::list(&[State::Listening], None).unwrap_or_default();
@@ -80,7 +83,7 @@ fn end_all(items: Vec<Item>, grace: Duration) -> Vec<Done> {
     if items.is_empty() {
         return Vec::new();
     }
-    let later = Snapshot::take();
+    let later = Snapshot::take(&[]);
     let (there, gone): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| still_holds(item, &later));
     let roots: Vec<_> = there.iter().flat_map(|item| item.members.iter().cloned()).collect();
     let (survivors, killed) = end_trees(&roots, Signal::TERM, grace);
@@ -106,6 +109,27 @@ fn end_all(items: Vec<Item>, grace: Duration) -> Vec<Done> {
     };
     done.extend(gone.into_iter().map(changed));
     done
+}
+
+/// Ends runs, several at once: each may take its grace.
+fn end_runs(runs: &[Item], grace: Duration) -> Vec<Done> {
+    const AT_ONCE: usize = 16;
+    let done = Mutex::new(Vec::new());
+    let next = AtomicUsize::new(0);
+    let end_some = || {
+        while let Some(item) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let ended = end_orphan(item.clone(), grace);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push(ended);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..runs.len().min(AT_ONCE) {
+            // Where no thread can be made, the others do its part.
+            let _ = thread::Builder::new().spawn_scoped(scope, end_some);
+        }
+        end_some();
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn end_orphan(item: Item, grace: Duration) -> Done {
@@ -147,7 +171,7 @@ fn end_orphan(item: Item, grace: Duration) -> Done {
 fn remove_directories<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<Done> {
     let items: Vec<&Item> = items.collect();
     let places: Vec<PathBuf> = items.iter().filter_map(|item| item.directory.clone()).collect();
-    let used = users_of(&places);
+    let used = if places.is_empty() { HashMap::new() } else { Snapshot::take(&places).users };
     let done = |item: &Item| {
         let path = item.directory.clone().unwrap_or_default();
         let (removed_bytes, remains) = match used.get(&path).and_then(|users| users.first()) {
@@ -213,4 +237,14 @@ fn remove_empty_leaves(root: &Root) {
             let _ = Leaf::open(&entry.path()).map(|leaf| leaf.remove());
         }
     }
+}
+
+/// Returns whether `item`'s topmost process is, by a later look, still what it was taken for.
+fn still_holds(item: &Item, later: &Snapshot) -> bool {
+    let Some(root) = &item.root else { return true };
+    let Some(now) = later.processes.get(&root.pid).filter(|now| now.identity == *root) else {
+        // A wrapper that has ended meanwhile leaves the rest of the tree to us.
+        return root.pin().is_none();
+    };
+    item.by_session || item.kind == Kind::Survivor || looked_after(now, later).is_none()
 }

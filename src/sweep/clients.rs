@@ -1,60 +1,49 @@
-//! Whether anybody is left at the other end of a process's stdin and stdout.
+//! Whether anybody is left at the other end of a process's stdin and stdout. Pure: from what was seen.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use super::snapshot::{Process, Snapshot};
-use crate::sys::descriptors::{self, Kind as Descriptor};
+use super::snapshot::{End, Snapshot};
 use crate::sys::process::Pid;
-use crate::sys::tree;
 
-/// Who is at the other end of the stdin and stdout of processes that have pipes or sockets there.
-pub(super) struct ClientsGone {
-    gone: HashSet<Pid>,
-    there: HashSet<Pid>,
+/// Who is at the other end of a process's stdin and stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Client {
+    /// Nobody, of either.
+    Gone,
+    /// Somebody else, of both.
+    There,
+    /// They are neither pipes nor sockets, or of one alone.
+    Unknown,
 }
 
-impl ClientsGone {
-    /// Looks at `asked`: each costs little, and one of them that has pipes a look at what everybody has open.
-    pub(super) fn look(snapshot: &Snapshot, asked: &HashSet<Pid>) -> ClientsGone {
-        let both =
-            |pid: Pid, kind| Some([descriptors::behind(pid, 0, kind)?, descriptors::behind(pid, 1, kind)?]);
-        let pids = || asked.iter().copied();
-        let candidates: HashMap<Pid, [u32; 2]> =
-            pids().filter_map(|pid| Some((pid, both(pid, Descriptor::Pipe)?))).collect();
-        let wanted: HashSet<u32> = candidates.values().flatten().copied().collect();
-        let mut holders: HashMap<u32, Vec<Pid>> = HashMap::new();
-        let others = (!wanted.is_empty()).then(tree::all_processes);
-        for pid in others.into_iter().flatten() {
-            for inode in descriptors::held_by(pid, Descriptor::Pipe, &wanted) {
-                holders.entry(inode).or_default().push(pid);
-            }
-        }
-        // Of sockets it is not known who has the other end.
-        let mut there: HashSet<Pid> = pids().filter(|pid| both(*pid, Descriptor::Socket).is_some()).collect();
-        let mut gone = HashSet::new();
-        for (pid, pipes) in &candidates {
-            let own: HashSet<Pid> = snapshot.tree(*pid).iter().map(|it| it.stat.pid).collect();
-            let other =
-                |pipe: &u32| holders.get(pipe).into_iter().flatten().any(|holder| !own.contains(holder));
-            match [other(&pipes[0]), other(&pipes[1])] {
-                // From outside of this pid namespace nobody is seen.
-                [false, false] if snapshot.parents.get(pid) != Some(&0) => {
-                    gone.insert(*pid);
-                }
-                [true, true] => {
-                    there.insert(*pid);
-                }
-                _ => {}
-            }
-        }
-        ClientsGone { gone, there }
+/// Who talks to `pid`: somebody who is not below it.
+pub(super) fn of(pid: Pid, snapshot: &Snapshot) -> Client {
+    let Some(stdio) = snapshot.stdio.get(&pid) else { return Client::Unknown };
+    let own: HashSet<Pid> = snapshot.tree(pid).iter().map(|it| it.stat.pid).collect();
+    match stdio.map(|end| at(end, &own, snapshot)) {
+        // From outside of this pid namespace nobody is seen.
+        [Client::Gone, Client::Gone] if snapshot.parents.get(&pid) != Some(&0) => Client::Gone,
+        [Client::There, Client::There] => Client::There,
+        _ => Client::Unknown,
     }
+}
 
-    pub(super) fn is_gone_for(&self, process: &Process) -> bool {
-        self.gone.contains(&process.stat.pid)
-    }
-
-    pub(super) fn is_there_for(&self, process: &Process) -> bool {
-        self.there.contains(&process.stat.pid)
+fn at(end: End, own: &HashSet<Pid>, snapshot: &Snapshot) -> Client {
+    let other = match end {
+        End::Pipe(_) => end,
+        End::Socket(inode) => match snapshot.peers.get(&inode) {
+            Some(Some(peer)) => End::Socket(*peer),
+            Some(None) => return Client::Gone,
+            // One of the network, or the kernel does not tell: as if there were somebody.
+            None => return Client::There,
+        },
+    };
+    let holders = snapshot.holders.get(&other).map(Vec::as_slice).unwrap_or_default();
+    match (holders.iter().any(|pid| !own.contains(pid)), end) {
+        (true, _) => Client::There,
+        (false, End::Pipe(_)) => Client::Gone,
+        // The kernel says that the other end is open: somebody has it who hides that.
+        (false, End::Socket(_)) if holders.is_empty() => Client::There,
+        (false, End::Socket(_)) => Client::Gone,
     }
 }

@@ -1,57 +1,69 @@
 //! Directories that agents have left.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::plan::{Item, Kind};
-use super::{Options, places};
+use super::snapshot::Snapshot;
+use crate::sys::files;
 use crate::sys::process::{self, Pid};
-use crate::sys::{files, tree};
 
-/// Returns agents' directories that nothing uses, or nobody but `going`, who are swept.
-pub(super) fn directories(options: &Options, going: &HashSet<Pid>) -> Vec<Item> {
-    // One in which somebody is just about to start something.
-    const FRESH: Duration = Duration::from_secs(600);
-    let places = places(options);
-    let used = users_of(&places);
-    let item = |path: PathBuf| {
+/// A directory where agents put what they serve, or a link to one, as it was seen.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    /// Where.
+    pub path: PathBuf,
+    /// Device and inode.
+    pub inode: (u64, u64),
+    /// Whether it is a link. What is behind one is not looked at.
+    pub is_link: bool,
+    /// Whose it is, if another user's.
+    pub belongs_to: Option<String>,
+    /// How long ago something in it was changed last.
+    pub age: Duration,
+}
+
+/// One in which somebody is just about to start something.
+const FRESH: Duration = Duration::from_secs(600);
+
+impl Directory {
+    /// Looks at `path`; `None` if it is neither a directory nor a link.
+    pub(super) fn look(path: PathBuf) -> Option<Directory> {
         let seen = std::fs::symlink_metadata(&path).ok()?;
-        let users = used.get(&path).map(Vec::as_slice).unwrap_or_default();
-        // A link is left alone whatever is behind it.
         let newest = if seen.is_dir() { newest_in(&path) } else { seen.modified().ok() };
-        let age = newest?.elapsed().unwrap_or_default();
-        let spared = if seen.is_symlink() {
+        let stranger = seen.uid() != process::own_uid();
+        (seen.is_dir() || seen.is_symlink()).then_some(Directory {
+            inode: (seen.dev(), seen.ino()),
+            is_link: seen.is_symlink(),
+            belongs_to: stranger.then(|| files::user_name(seen.uid()).unwrap_or_default()),
+            age: newest?.elapsed().unwrap_or_default(),
+            path,
+        })
+    }
+
+    /// Judges whether it may go once `going`, who are swept, are gone.
+    pub(super) fn judge(&self, snapshot: &Snapshot, going: &HashSet<Pid>) -> Item {
+        let users = snapshot.users.get(&self.path).map(Vec::as_slice).unwrap_or_default();
+        let spared = if self.is_link {
             Some("it is a link".to_owned())
-        } else if !seen.is_dir() {
-            return None;
-        } else if seen.uid() != process::own_uid() {
-            Some(format!("it belongs to {}", files::user_name(seen.uid()).unwrap_or_default()))
+        } else if let Some(name) = &self.belongs_to {
+            Some(format!("it belongs to {name}"))
         } else if let Some(user) = users.iter().find(|pid| !going.contains(pid)) {
             Some(format!("process {user} uses it"))
         } else {
-            (users.is_empty() && age < FRESH).then(|| "it was changed a moment ago".to_owned())
+            (users.is_empty() && self.age < FRESH).then(|| "it was changed a moment ago".to_owned())
         };
-        Some(Item {
-            kind: Kind::Directory,
-            run: None,
-            root: None,
-            pids: Vec::new(),
-            members: Vec::new(),
-            inode: Some((seen.dev(), seen.ino())),
+        Item {
+            inode: Some(self.inode),
             by_session: !users.is_empty(),
-            age,
-            memory_bytes: 0,
-            ports: BTreeSet::new(),
-            connections: 0,
-            directory: Some(path),
-            evidence: Vec::new(),
-            command: Vec::new(),
+            age: self.age,
+            directory: Some(self.path.clone()),
             spared,
-        })
-    };
-    places.into_iter().filter_map(item).collect()
+            ..Item::of(Kind::Directory)
+        }
+    }
 }
 
 /// Returns when something in `path` was changed last; `None` if there is too much to look at.
@@ -73,25 +85,4 @@ fn newest_in(path: &Path) -> Option<SystemTime> {
         }
     }
     newest
-}
-
-/// Returns who works in one of `places`, runs a program from there or has something in it open. One look at all
-/// processes for all places: there may be ten thousand of them.
-pub(super) fn users_of(places: &[PathBuf]) -> HashMap<PathBuf, Vec<Pid>> {
-    let known: HashSet<&Path> = places.iter().map(PathBuf::as_path).collect();
-    let mut users: HashMap<PathBuf, Vec<Pid>> = HashMap::new();
-    let pids: Vec<Pid> = if places.is_empty() { Vec::new() } else { tree::all_processes().collect() };
-    for pid in pids {
-        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let links =
-            ["cwd", "exe", "root"].map(|name| PathBuf::from(format!("/proc/{pid}/{name}"))).into_iter();
-        for target in
-            links.chain(open.map(|entry| entry.path())).filter_map(|link| std::fs::read_link(link).ok())
-        {
-            if let Some(place) = target.ancestors().find(|it| known.contains(it)) {
-                users.entry(place.to_owned()).or_default().push(pid);
-            }
-        }
-    }
-    users
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Options;
+use super::observe::Observation;
 use super::snapshot::{Process, Snapshot};
 use crate::owner;
 use crate::sys::process::Pid;
@@ -66,7 +67,8 @@ impl Evidence {
 
 /// What `process` tells: each kind once. Ports of what is below it count if its command is one that serves: a
 /// terminal multiplexer or an editor is not answerable for what runs in it.
-pub fn of(process: &Process, snapshot: &Snapshot, options: &Options) -> Vec<Evidence> {
+pub fn of(process: &Process, seen: &Observation, options: &Options) -> Vec<Evidence> {
+    let snapshot = &seen.processes;
     let command = serving_words(&process.command, &options.commands).map(|words| Evidence::Command { words });
     let members = if command.is_some() { snapshot.tree(process.stat.pid) } else { vec![process] };
     let port = members.iter().find_map(|member| {
@@ -74,7 +76,7 @@ pub fn of(process: &Process, snapshot: &Snapshot, options: &Options) -> Vec<Evid
         ports.iter().find(|port| options.ports.ports().contains(port)).copied()
     });
     let mut found: Vec<Evidence> = of_agent(process, snapshot).into_iter().collect();
-    found.extend(of_place(process, options));
+    found.extend(of_place(process, &seen.places));
     found.extend(port.map(|port| Evidence::Port { port }));
     found.extend(command);
     found
@@ -95,13 +97,13 @@ fn of_agent(process: &Process, snapshot: &Snapshot) -> Option<Evidence> {
     Some(Evidence::Agent { agent: mark.agent, session: mark.session, alive })
 }
 
-fn of_place(process: &Process, options: &Options) -> Option<Evidence> {
+fn of_place(process: &Process, places: &[String]) -> Option<Evidence> {
     let cwd = process.cwd.as_ref()?;
     let path = cwd.display().to_string();
     if process.cwd_deleted {
         return Some(Evidence::DeletedPlace { path });
     }
-    is_in_place(cwd, &options.places).then_some(Evidence::Place { path })
+    is_in_place(cwd, places).then_some(Evidence::Place { path })
 }
 
 /// Returns whether `path` or a directory above it is one that the globs `places` mean.
@@ -143,8 +145,10 @@ pub fn looked_after(process: &Process, snapshot: &Snapshot) -> Option<String> {
     if snapshot.first_children.contains(&pid) {
         return Some("it is what this container is for".to_owned());
     }
-    // What an agent has started from within our own service is no part of that.
-    let shares = |unit: &String| process.mark.is_some() && Some(unit) == snapshot.own_unit.as_ref();
+    // What an agent has started from within our own service is no part of that; and in a container of our own all is.
+    let shares = |unit: &String| {
+        Some(unit) == snapshot.own_unit.as_ref() && (process.mark.is_some() || unit.ends_with(".scope"))
+    };
     if let Some(unit) = process.unit.as_ref().filter(|unit| !shares(unit)) {
         return Some(format!("it is the service {unit}"));
     }

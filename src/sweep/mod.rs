@@ -1,18 +1,37 @@
 //! Finding and removing what no living supervisor answers for.
 //!
-//! [`snapshot`] looks at every process once; [`evidence`] judges (pure) what each tells of itself; [`plan`] puts
-//! together what is to go and what stays, with the reason; [`apply`] ends and removes it, looking at each
-//! again just before. `--list` prints the plan.
+//! [`observe()`] looks at everything: each process once ([`snapshot`]), the registry, the directories. [`plan()`] is pure:
+//! it judges what each process tells of itself ([`evidence`]) and puts together what is to go and what stays, with the
+//! reason. [`apply()`] ends and removes it, looking at each again just before. `--list` prints the plan.
+//!
+//! ```no_run
+//! use agent_run::sweep::{Options, apply, observe, plan};
+//!
+//! let options = Options::default();
+//! let plan = plan(&observe(&options), &options);
+//! for item in plan.to_go() {
+//!     println!("{}: {:?} because of {:?}", item.kind.word(), item.pids, item.evidence);
+//! }
+//! let report = apply(&plan, &options);
+//! println!("{} are gone, {} remain", report.gone().count(), report.remaining().count());
+//! ```
 
 pub mod apply;
 mod clients;
-mod directories;
+pub mod directories;
 pub mod evidence;
+mod leftovers;
+pub mod observe;
 pub mod plan;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 
-use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
+
+pub use apply::apply;
+pub use observe::observe;
+pub use plan::plan;
 
 use crate::ports::{DEFAULT_RANGE, PortRange};
 use crate::run::RunId;
@@ -99,63 +118,6 @@ impl Default for Options {
             ports: DEFAULT_RANGE,
             commands: COMMANDS.map(str::to_owned).to_vec(),
             protected: Vec::new(),
-        }
-    }
-}
-
-/// Looks, and returns what is to be done. This process must have one thread.
-pub fn look(options: &Options) -> plan::Plan {
-    // As the kernel names what processes use.
-    let places = options.places.iter().map(|pattern| resolved(pattern)).collect();
-    plan::Plan::of(&snapshot::Snapshot::take(), &Options { places, ..options.clone() })
-}
-
-/// Returns `pattern` with the links resolved in front of what is to be matched.
-fn resolved(pattern: &str) -> String {
-    let is_plain = |part: &Component| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
-    let parts: Vec<Component> = Path::new(pattern).components().collect();
-    // The last part may be a link itself, and is not followed.
-    let known = parts.iter().take(parts.len().saturating_sub(1)).take_while(|part| is_plain(part)).count();
-    let rest: PathBuf = parts[known..].iter().collect();
-    match parts[..known].iter().collect::<PathBuf>().canonicalize() {
-        Ok(place) => format!(
-            "{}/{}",
-            glob::Pattern::escape(place.to_string_lossy().trim_end_matches('/')),
-            rest.display()
-        ),
-        Err(_) => pattern.to_owned(),
-    }
-}
-
-/// Directories that are swept once nothing uses them.
-pub(crate) fn places(options: &Options) -> Vec<PathBuf> {
-    let paths = options.places.iter().filter_map(|pattern| glob::glob(pattern).ok());
-    // As the kernel names them: what processes use is told by those names. The last part may be a link, and is not followed.
-    let resolved = |path: PathBuf| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
-    paths.flatten().flatten().filter_map(resolved).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_in_front_of_a_place_are_resolved() {
-        let base = tempfile::tempdir().unwrap();
-        let base = base.path().canonicalize().unwrap();
-        std::fs::create_dir(base.join("real")).unwrap();
-        std::os::unix::fs::symlink(base.join("real"), base.join("link")).unwrap();
-        let text = |name: &str| base.join(name).display().to_string();
-        for (pattern, expected) in [
-            (text("link/web_*"), text("real/web_*")),
-            (text("link/*/x"), text("real/*/x")),
-            (text("real"), text("real")),
-            // The last part is not followed: it is what would be removed.
-            (text("link"), text("link")),
-            (text("missing/web_*"), text("missing/web_*")),
-            ("/web_*".to_owned(), "/web_*".to_owned()),
-        ] {
-            assert_eq!(resolved(&pattern), expected);
         }
     }
 }

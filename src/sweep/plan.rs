@@ -1,23 +1,17 @@
-//! What is to go and what stays.
+//! What is to go and what stays. Pure: from what was observed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::clients::ClientsGone;
-use super::directories::directories;
-use super::evidence::{self, Evidence, looked_after};
+use super::evidence::Evidence;
+use super::leftovers::leftovers;
+use super::observe::{Observation, SeenOfRun};
 use super::snapshot::{Process, Snapshot};
 use super::{Options, Scope};
-use crate::containment::LEAF_PREFIX;
-use crate::owner::Mark;
-use crate::port::verdict;
 use crate::programs;
 use crate::registry::record::State;
-use crate::registry::root::Root;
-use crate::registry::seen::{self, SeenRun};
 use crate::run::RunId;
-use crate::sys::cgroup::{self, Leaf};
 use crate::sys::process::{self, Pid, ProcessRef};
 
 /// The kinds of what is swept.
@@ -91,6 +85,50 @@ pub struct Item {
     pub spared: Option<String>,
 }
 
+impl Item {
+    /// One of which nothing is known yet.
+    pub(super) fn of(kind: Kind) -> Item {
+        Item {
+            kind,
+            run: None,
+            root: None,
+            pids: Vec::new(),
+            members: Vec::new(),
+            inode: None,
+            by_session: false,
+            age: Duration::ZERO,
+            memory_bytes: 0,
+            ports: BTreeSet::new(),
+            connections: 0,
+            directory: None,
+            evidence: Vec::new(),
+            command: Vec::new(),
+            spared: None,
+        }
+    }
+
+    /// All that is below `top`, as something of `kind`.
+    pub(super) fn of_tree(kind: Kind, top: Pid, snapshot: &Snapshot) -> Option<Item> {
+        let members = snapshot.tree(top);
+        let first = *members.first()?;
+        let pids: Vec<Pid> = members.iter().map(|process| process.stat.pid).collect();
+        let serves = |process: &&&Process| snapshot.listening.contains_key(&process.stat.pid);
+        let shown = members.iter().find(serves).copied().unwrap_or(first);
+        Some(Item {
+            root: Some(first.identity.clone()),
+            members: members.iter().map(|process| process.identity.clone()).collect(),
+            age: first.age,
+            memory_bytes: members.iter().map(|it| it.stat.resident_pages * process::page_size()).sum(),
+            ports: pids.iter().filter_map(|pid| snapshot.listening.get(pid)).flatten().copied().collect(),
+            connections: pids.iter().filter_map(|pid| snapshot.connections.get(pid)).sum(),
+            directory: shown.cwd.clone(),
+            command: first.shown_command(),
+            pids,
+            ..Item::of(kind)
+        })
+    }
+}
+
 /// All that was found.
 #[derive(Debug, Default)]
 pub struct Plan {
@@ -99,34 +137,31 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Makes the plan from what was seen.
-    pub fn of(snapshot: &Snapshot, options: &Options) -> Plan {
-        let root = Root::open_existing().ok().flatten();
-        let runs = root.as_ref().map(seen::runs).unwrap_or_default();
-        let mut items: Vec<Item> =
-            runs.iter().filter(|run| run.state == State::Orphaned).map(orphan).collect();
-        items.extend(runs.iter().filter_map(|run| of_session(run, snapshot, &options.scope)));
-        items.extend(survivors(snapshot, root.as_ref(), &runs));
-        let taken: HashSet<Pid> = items.iter().flat_map(|item| item.pids.iter().copied()).collect();
-        items.extend(
-            leftovers(snapshot, options)
-                .into_iter()
-                .filter(|item| !item.pids.iter().any(|it| taken.contains(it))),
-        );
-        let goes = |it: &&Item| left_out(it, snapshot, options).is_none() && it.spared.is_none();
-        let going = items.iter().filter(goes).flat_map(|it| it.pids.clone()).collect();
-        items.extend(directories(options, &going));
-        for item in &mut items {
-            item.spared = item.spared.take().or_else(|| left_out(item, snapshot, options));
-        }
-        items.sort_by_key(|item| (item.spared.is_some(), item.kind, item.root.as_ref().map(|it| it.pid)));
-        Plan { items }
-    }
-
     /// Returns what is to go.
     pub fn to_go(&self) -> impl Iterator<Item = &Item> {
         self.items.iter().filter(|item| item.spared.is_none())
     }
+}
+
+/// Makes the plan from what was seen. Looks at nothing itself.
+pub fn plan(seen: &Observation, options: &Options) -> Plan {
+    let snapshot = &seen.processes;
+    let orphaned = |run: &&SeenOfRun| run.state == State::Orphaned;
+    let mut items: Vec<Item> =
+        seen.runs.iter().filter(orphaned).map(|run| of_run(Kind::Orphan, run)).collect();
+    items.extend(seen.runs.iter().filter_map(|run| of_session(run, snapshot, &options.scope)));
+    items.extend(survivors(seen));
+    let taken: HashSet<Pid> = items.iter().flat_map(|item| item.pids.iter().copied()).collect();
+    let untaken = |item: &Item| !item.pids.iter().any(|it| taken.contains(it));
+    items.extend(leftovers(seen, options).into_iter().filter(untaken));
+    let goes = |it: &&Item| left_out(it, snapshot, options).is_none() && it.spared.is_none();
+    let going = items.iter().filter(goes).flat_map(|it| it.pids.clone()).collect();
+    items.extend(seen.directories.iter().map(|directory| directory.judge(snapshot, &going)));
+    for item in &mut items {
+        item.spared = item.spared.take().or_else(|| left_out(item, snapshot, options));
+    }
+    items.sort_by_key(|item| (item.spared.is_some(), item.kind, item.root.as_ref().map(|it| it.pid)));
+    Plan { items }
 }
 
 /// Why the person does not want it swept now.
@@ -156,8 +191,8 @@ fn left_out(item: &Item, snapshot: &Snapshot, options: &Options) -> Option<Strin
 }
 
 /// A living run that the session has started: by its owner, else by who stands above its guard.
-fn of_session(run: &SeenRun, snapshot: &Snapshot, scope: &Scope) -> Option<Item> {
-    let record = run.record.as_ref().ok().filter(|_| run.state != State::Orphaned)?;
+fn of_session(run: &SeenOfRun, snapshot: &Snapshot, scope: &Scope) -> Option<Item> {
+    let record = run.record.as_ref().filter(|_| run.state != State::Orphaned)?;
     let owner = record.owner.as_ref();
     let is_theirs = match scope {
         Scope::Gone | Scope::All => false,
@@ -168,267 +203,61 @@ fn of_session(run: &SeenRun, snapshot: &Snapshot, scope: &Scope) -> Option<Item>
                 || guard.is_some_and(|guard| snapshot.ancestors(guard.pid).contains(pid))
         }
     };
-    let around = crate::port::holders::is_around(run, &snapshot.ours);
+    let around = run.keepers.iter().any(|keeper| snapshot.ours.contains(keeper));
     is_theirs.then(|| Item {
-        kind: Kind::Run,
         by_session: true,
-        spared: around.then(|| "we are within it ourselves".to_owned()),
-        ..orphan(run)
+        spared: around.then(|| WITHIN.to_owned()),
+        ..of_run(Kind::Run, run)
     })
 }
 
-fn orphan(run: &SeenRun) -> Item {
-    let record = run.record.as_ref().ok();
-    let began = run.directory.metadata().ok().and_then(|it| it.modified().ok()?.elapsed().ok());
-    let within = crate::rundir::parents_from_environment().contains(&run.id);
-    let newer = matches!(&run.record, Err(crate::registry::record::RecordError::Newer(_)));
-    let marks = record.and_then(|record| crate::teardown::marks::Marks::of(record, None));
-    let living = marks.map(|marks| marks.living()).unwrap_or_default();
+const WITHIN: &str = "we are within it ourselves";
+
+fn of_run(kind: Kind, run: &SeenOfRun) -> Item {
+    let record = run.record.as_ref();
     Item {
-        kind: Kind::Orphan,
         run: Some(run.id.clone()),
-        root: None,
-        pids: living.iter().map(|stat| stat.pid).collect(),
-        members: Vec::new(),
-        inode: None,
-        by_session: false,
-        age: record.map_or_else(|| began.unwrap_or_default(), |record| record.started_at.age()),
-        memory_bytes: living.iter().map(|stat| stat.resident_pages * process::page_size()).sum(),
+        pids: run.living.iter().map(|stat| stat.pid).collect(),
+        age: run.age,
+        memory_bytes: run.living.iter().map(|stat| stat.resident_pages * process::page_size()).sum(),
         ports: record.map(|record| record.ports.iter().copied().collect()).unwrap_or_default(),
-        connections: 0,
         directory: record.and_then(|record| record.dir.as_ref().map(PathBuf::from)),
-        evidence: Vec::new(),
         command: record.map(|record| record.command.clone()).unwrap_or_default(),
-        spared: within
-            .then(|| "we are within it ourselves".to_owned())
-            .or_else(|| newer.then(|| "a newer agent-run made it".to_owned())),
+        spared: run
+            .is_around_us
+            .then(|| WITHIN.to_owned())
+            .or_else(|| run.is_newer.then(|| "a newer agent-run made it".to_owned())),
+        ..Item::of(kind)
     }
 }
 
 /// Processes that say that they are of a run of this registry that is not there any more, or that are in the
 /// cgroup of such a one.
-fn survivors(snapshot: &Snapshot, root: Option<&Root>, runs: &[SeenRun]) -> Vec<Item> {
-    let Some(root) = root else { return Vec::new() };
-    let unfinished: HashSet<&RunId> = runs.iter().map(|run| &run.id).collect();
-    let leaves = our_leaves();
+fn survivors(seen: &Observation) -> Vec<Item> {
+    let snapshot = &seen.processes;
+    let Some(root) = &seen.registry else { return Vec::new() };
+    let (place, unfinished) =
+        (root.join("runs"), seen.runs.iter().map(|run| &run.id).collect::<HashSet<_>>());
     let run_of = |process: &Process| {
-        let place = root.path().join("runs");
         let is_ours = process.run_directory.as_ref().is_some_and(|path| path.starts_with(&place));
         let marked = process.run.clone().filter(|_| is_ours);
         marked
-            .or_else(|| leaves.get(&process.stat.pid).filter(|id| is_ended_here(root, id)).cloned())
+            .or_else(|| seen.in_cgroups.get(&process.stat.pid).cloned())
             .filter(|id| !unfinished.contains(id))
     };
     // Below a living keeper they are looked after, whoever's registry that is in.
-    let is_kept = |pid: Pid| {
-        snapshot
-            .ancestors(pid)
-            .iter()
-            .any(|it| snapshot.names.get(it).is_some_and(|name| programs::is_keeper(name)))
-    };
+    let keeps = |pid: &Pid| snapshot.names.get(pid).is_some_and(|name| programs::is_keeper(name));
+    let is_kept = |pid: Pid| keeps(&pid) || snapshot.ancestors(pid).iter().any(keeps);
     let found: HashMap<Pid, RunId> = snapshot
         .processes
         .values()
         .filter(|process| !snapshot.ours.contains(&process.stat.pid) && !is_kept(process.stat.pid))
-        .filter(|process| !programs::is_keeper(&process.stat.comm))
         .filter_map(|process| Some((process.stat.pid, run_of(process)?)))
         .collect();
     let is_topmost = |pid: &Pid| snapshot.parents.get(pid).is_none_or(|parent| !found.contains_key(parent));
     let tops = found.iter().filter(|(pid, _)| is_topmost(pid));
-    tops.filter_map(|(pid, run)| {
-        let mut item = of_processes(*pid, snapshot)?;
-        (item.kind, item.run) = (Kind::Survivor, Some(run.clone()));
-        Some(item)
-    })
-    .collect()
-}
-
-/// Another registry's runs are not ours to tidy up after.
-pub(super) fn is_ended_here(root: &Root, id: &RunId) -> bool {
-    root.path().join("ended").join(id.as_str()).exists()
-}
-
-/// The processes in cgroups that are named like leaves of ours.
-fn our_leaves() -> HashMap<Pid, RunId> {
-    let Ok(parent) = cgroup::parent_with(&[]) else { return HashMap::new() };
-    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-    let leaves = entries.filter_map(|entry| {
-        let id = RunId::parse(entry.file_name().to_str()?.strip_prefix(LEAF_PREFIX)?)?;
-        Some((id, Leaf::open(&entry.path()).ok()?))
-    });
-    leaves.flat_map(|(id, leaf)| leaf.processes().into_iter().map(move |pid| (pid, id.clone()))).collect()
-}
-
-fn of_processes(top: Pid, snapshot: &Snapshot) -> Option<Item> {
-    let members = snapshot.tree(top);
-    let first = *members.first()?;
-    let pids: Vec<Pid> = members.iter().map(|process| process.stat.pid).collect();
-    let shown = serving_member(&members, snapshot).unwrap_or(first);
-    Some(Item {
-        kind: Kind::Leftover,
-        run: None,
-        root: Some(first.identity.clone()),
-        members: members.iter().map(|process| process.identity.clone()).collect(),
-        inode: None,
-        by_session: false,
-        age: first.age,
-        memory_bytes: members.iter().map(|it| it.stat.resident_pages * process::page_size()).sum(),
-        ports: pids.iter().filter_map(|pid| snapshot.listening.get(pid)).flatten().copied().collect(),
-        connections: pids.iter().filter_map(|pid| snapshot.connections.get(pid)).sum(),
-        directory: shown.cwd.clone(),
-        evidence: Vec::new(),
-        command: if first.command.is_empty() { vec![first.stat.comm.clone()] } else { first.command.clone() },
-        spared: None,
-        pids,
-    })
-}
-
-fn serving_member<'a>(members: &[&'a Process], snapshot: &Snapshot) -> Option<&'a Process> {
-    members.iter().find(|process| snapshot.listening.contains_key(&process.stat.pid)).copied()
-}
-
-/// Servers of agents that we did not start, each with what only wraps it, as `sh -c` does. Those that look like one but
-/// have somebody are told too.
-fn leftovers(snapshot: &Snapshot, options: &Options) -> Vec<Item> {
-    let of_session = !matches!(options.scope, Scope::Gone | Scope::All);
-    let candidates: Vec<(&Process, Vec<Evidence>)> = snapshot
-        .processes
-        .values()
-        .filter(|process| may_be_one(process, snapshot))
-        .map(|process| (process, evidence::of(process, snapshot, options)))
-        // That its client is gone makes nothing of a process by itself, unless it is of the session.
-        .filter(|(_, told)| !told.is_empty() || of_session)
-        .collect();
-    let pids = candidates.iter().flat_map(|(it, _)| [it.stat.pid, snapshot.wrapped(it.stat.pid)]);
-    let clients = ClientsGone::look(snapshot, &pids.collect());
-    let mut found: BTreeMap<Pid, Vec<(&Process, Vec<Evidence>)>> = BTreeMap::new();
-    for (process, mut told) in candidates {
-        told.extend(clients.is_gone_for(process).then_some(Evidence::ClientGone));
-        if !told.is_empty() {
-            found.entry(snapshot.wrapped(process.stat.pid)).or_default().push((process, told));
-        }
-    }
-    // What is below another one goes or stays with that.
-    let roots: HashSet<Pid> = found.keys().copied().collect();
-    let is_below = |pid: &Pid| snapshot.ancestors(*pid).iter().any(|it| roots.contains(it));
-    let tops = roots.iter().filter(|root| !is_below(root));
-    tops.filter_map(|root| leftover(*root, &found[root], snapshot, options, &clients)).collect()
-}
-
-/// Neither one of those that we belong to, nor a guard (an orphan by trade), nor an agent, nor below a guard.
-fn may_be_one(process: &Process, snapshot: &Snapshot) -> bool {
-    let pid = process.stat.pid;
-    let kept = |pid: &Pid| snapshot.names.get(pid).is_some_and(|name| programs::is_keeper(name));
-    let taboo = snapshot.ours.contains(&pid) || snapshot.reapers.contains(&pid) || process.agent.is_some();
-    !taboo && !kept(&pid) && !snapshot.ancestors(pid).iter().any(kept)
-}
-
-fn leftover(
-    root: Pid,
-    cores: &[(&Process, Vec<Evidence>)],
-    snapshot: &Snapshot,
-    options: &Options,
-    clients: &ClientsGone,
-) -> Option<Item> {
-    let members = snapshot.tree(root);
-    if members.iter().any(|member| snapshot.ours.contains(&member.stat.pid)) {
-        return None;
-    }
-    let mut told: Vec<Evidence> = Vec::new();
-    for piece in cores.iter().flat_map(|(_, pieces)| pieces) {
-        if told.iter().all(|known| std::mem::discriminant(known) != std::mem::discriminant(piece)) {
-            told.push(piece.clone());
-        }
-    }
-    if matches!(told[..], [Evidence::ClientGone]) {
-        // Half of all daemons are like that.
-        return None;
-    }
-    let by_session = is_of_session(&members, snapshot, &options.scope);
-    // That the session started it is a kind of evidence like the mark of an agent.
-    let is_mark = |piece: &Evidence| matches!(piece, Evidence::Agent { .. });
-    let kinds_of =
-        |pieces: &[Evidence]| pieces.len() + usize::from(by_session && !pieces.iter().any(is_mark));
-    // What two processes tell is not added up, and a leftover is a server: where something works says nothing of that.
-    let serves = |piece: &Evidence| {
-        matches!(piece, Evidence::Port { .. } | Evidence::Command { .. } | Evidence::ClientGone)
+    let item = |(pid, run): (&Pid, &RunId)| {
+        Some(Item { run: Some(run.clone()), ..Item::of_tree(Kind::Survivor, *pid, snapshot)? })
     };
-    let is_one = |pieces: &Vec<Evidence>| kinds_of(pieces) > 1 && pieces.iter().any(serves);
-    let mut item = of_processes(root, snapshot)?;
-    item.kind = match cores.iter().any(|(_, pieces)| is_one(pieces)) {
-        true => Kind::Leftover,
-        false => Kind::Suspect,
-    };
-    item.by_session = by_session && item.kind == Kind::Leftover;
-    // The one that tells most is shown.
-    if let Some((core, _)) = cores.iter().max_by_key(|(_, pieces)| pieces.len()) {
-        item.directory = core.cwd.clone();
-        item.command =
-            if core.command.is_empty() { vec![core.stat.comm.clone()] } else { core.command.clone() };
-    }
-    let pieces = || cores.iter().flat_map(|(_, pieces)| pieces);
-    let lives = pieces().any(|piece| matches!(piece, Evidence::Agent { alive: true, .. }));
-    let terminal = || {
-        let with = members.iter().find(|member| member.stat.terminal != 0);
-        with.filter(|_| !item.by_session).map(|_| "it has a terminal".to_owned())
-    };
-    let agent = || {
-        let agent = members.iter().find_map(|member| member.agent);
-        agent.map(|agent| format!("{agent} is part of it"))
-    };
-    let in_use = || {
-        let used = item.by_session && clients.is_there_for(members[0]);
-        used.then(|| "somebody talks to it over its stdin and stdout".to_owned())
-    };
-    item.spared = protected(&members, options)
-        .or_else(agent)
-        .or_else(in_use)
-        .or_else(terminal)
-        .or_else(|| if item.by_session { None } else { looked_after(members[0], snapshot) })
-        .or_else(|| {
-            let asked = item.by_session || options.scope == Scope::All;
-            (lives && !asked).then(|| "its agent may be alive; --all takes it".to_owned())
-        });
-    // What has somebody and tells little is not even worth a line.
-    if item.kind == Kind::Suspect && item.spared.is_some() {
-        return None;
-    }
-    item.evidence = told;
-    Some(item)
-}
-
-fn protected(members: &[&Process], options: &Options) -> Option<String> {
-    let is_protected = |process: &&&Process| {
-        verdict::is_protected_name(
-            &process.stat.comm,
-            process.command.first().map(String::as_str),
-            &options.protected,
-        )
-    };
-    members.iter().find(is_protected).map(|it| format!("{} is protected", it.stat.comm.escape_debug()))
-}
-
-/// Whether the living agent that is meant has started it.
-fn is_of_session(members: &[&Process], snapshot: &Snapshot, scope: &Scope) -> bool {
-    match scope {
-        Scope::Gone | Scope::All => false,
-        Scope::Session(id) => {
-            members.iter().any(|it| it.mark.as_ref().is_some_and(|mark| mark.session.as_ref() == Some(id)))
-        }
-        Scope::Process(pid, session) => members.iter().any(|it| {
-            let marked =
-                |mark: &Mark| mark.pid == Some(*pid) || session.is_some() && mark.session == *session;
-            it.mark.as_ref().is_some_and(marked) || snapshot.ancestors(it.stat.pid).contains(pid)
-        }),
-    }
-}
-
-/// Returns whether `item`'s topmost process is, by a later look, still what it was taken for.
-pub(super) fn still_holds(item: &Item, later: &Snapshot) -> bool {
-    let Some(root) = &item.root else { return true };
-    let Some(now) = later.processes.get(&root.pid).filter(|now| now.identity == *root) else {
-        // A wrapper that has ended meanwhile leaves the rest of the tree to us.
-        return root.pin().is_none();
-    };
-    item.by_session || item.kind == Kind::Survivor || evidence::looked_after(now, later).is_none()
+    tops.filter_map(item).collect()
 }

@@ -30,12 +30,26 @@ impl Kind {
 }
 
 /// Returns which of those `wanted`, by inode, `pid` has a descriptor of; none if its descriptors may not
-/// be looked at. Of a process whose first thread has ended while others go on, only these tell.
+/// be looked at.
 pub fn held_by(pid: Pid, kind: Kind, wanted: &HashSet<u32>) -> Vec<u32> {
-    match held_in(&format!("/proc/{pid}/fd"), kind, wanted) {
-        Some(held) => held,
-        None => held_by_threads(pid, kind, wanted),
+    let mut held = Vec::new();
+    each(pid, &mut |_, link| held.extend(inode_in(link, kind).filter(|inode| wanted.contains(inode))));
+    held.sort_unstable();
+    held.dedup();
+    held
+}
+
+/// Calls `visit` with each descriptor of `pid` and what /proc says that it stands for: `socket:[7]`, `pipe:[7]`, a path.
+/// Never, if its descriptors may not be looked at. Of a process whose first thread has ended while others go on, only these
+/// tell.
+pub fn each(pid: Pid, visit: &mut dyn FnMut(RawFd, &[u8])) {
+    if each_in(&format!("/proc/{pid}/fd"), visit) {
+        return;
     }
+    let is_headless = || Stat::read(pid).is_some_and(|stat| stat.state == b'Z' && stat.threads > 1);
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut places = threads.map(|thread| format!("{}/fd", thread.path().display()));
+    let _ = is_headless() && places.any(|place| each_in(&place, visit));
 }
 
 /// Returns whose `pid` is, if its descriptors may not be looked at.
@@ -48,46 +62,33 @@ pub fn user_of_closed(pid: Pid) -> Option<u32> {
     effective.filter(|_| refused.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
-/// Returns what the descriptor `fd` of `pid` stands for, if that is a `kind`.
-pub fn behind(pid: Pid, fd: RawFd, kind: Kind) -> Option<u32> {
-    let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
-    inode_in(link.as_os_str().as_encoded_bytes(), kind)
-}
-
-fn held_by_threads(pid: Pid, kind: Kind, wanted: &HashSet<u32>) -> Vec<u32> {
-    let is_headless = Stat::read(pid).is_some_and(|stat| stat.state == b'Z' && stat.threads > 1);
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let held = |thread: fs::DirEntry| held_in(&format!("{}/fd", thread.path().display()), kind, wanted);
-    threads.filter(|_| is_headless).filter_map(held).find(|held| !held.is_empty()).unwrap_or_default()
-}
-
-/// Looks at the descriptors in `directory`; `None` if there are none.
-fn held_in(directory: &str, kind: Kind, wanted: &HashSet<u32>) -> Option<Vec<u32>> {
+/// Looks at the descriptors in `directory`; returns whether there are any.
+fn each_in(directory: &str, visit: &mut dyn FnMut(RawFd, &[u8])) -> bool {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut opened = Dir::open(directory, flags, Mode::empty()).ok()?;
+    let Ok(mut opened) = Dir::open(directory, flags, Mode::empty()) else { return false };
     let at = opened.as_raw_fd();
-    let (mut held, mut any) = (Vec::new(), false);
+    // One buffer for all of them: there may be tens of thousands.
+    let mut link = [0u8; libc::PATH_MAX as usize];
+    let mut any = false;
     for entry in opened.iter().flatten() {
         let name = entry.file_name();
-        if name.to_bytes()[0] != b'.' {
-            any = true;
-            held.extend(link_of(at, name, kind).filter(|inode| wanted.contains(inode)));
+        let Some(fd) = name.to_str().ok().and_then(|name| name.parse().ok()) else { continue };
+        any = true;
+        if let Some(link) = link_of(at, name, &mut link) {
+            visit(fd, link);
         }
     }
-    held.sort_unstable();
-    held.dedup();
-    any.then_some(held)
+    any
 }
 
-/// Reads a link like `socket:[123]`. Without an allocation: there may be tens of thousands.
-fn link_of(directory: RawFd, name: &CStr, kind: Kind) -> Option<u32> {
-    let mut link = [0u8; 32];
+fn link_of<'a>(directory: RawFd, name: &CStr, link: &'a mut [u8]) -> Option<&'a [u8]> {
     // SAFETY: a path that ends with a NUL, and a buffer as long as said.
     let length = unsafe { libc::readlinkat(directory, name.as_ptr(), link.as_mut_ptr().cast(), link.len()) };
-    inode_in(link.get(..usize::try_from(length).ok()?)?, kind)
+    link.get(..usize::try_from(length).ok()?)
 }
 
-fn inode_in(link: &[u8], kind: Kind) -> Option<u32> {
+/// Reads a link like `socket:[123]`.
+pub fn inode_in(link: &[u8], kind: Kind) -> Option<u32> {
     let inode = link.strip_prefix(kind.prefix())?.strip_suffix(b"]")?;
     std::str::from_utf8(inode).ok()?.parse().ok()
 }

@@ -1,8 +1,10 @@
-//! TCP sockets of our network namespace as the kernel lists them (`sock_diag(7)`).
+//! Sockets of our network namespace as the kernel lists them (`sock_diag(7)`): those of TCP, and who is at the other end of
+//! Unix ones.
 //!
 //! The kernel knows a socket by its inode, not by a process: several may have it, or none (in flight over a
 //! Unix socket, the kernel's own, one whose process we may not look into).
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -133,19 +135,22 @@ const INET_DIAG_CGROUP_ID: u16 = 21;
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
 const MESSAGE: usize = 72;
+/// `struct unix_diag_req` and `struct unix_diag_msg` (unix_diag.h), in bytes.
+const UNIX_REQUEST: usize = 24;
+const UNIX_MESSAGE: usize = 16;
+const UDIAG_SHOW_PEER: u32 = 4;
+const UNIX_DIAG_PEER: u16 = 2;
 
 /// Lists the sockets in one of `states`, IPv4 and IPv6, those with the local `port` or all. Errors if the kernel
 /// cannot be asked (EPERM or EACCES in a sandbox, ENOENT without `CONFIG_INET_DIAG`).
 pub fn list(states: &[State], port: Option<u16>) -> io::Result<Vec<Socket>> {
     let bits =
         STATES.iter().filter(|(_, state)| states.contains(state)).fold(0, |bits, (n, _)| bits | 1 << n);
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let netlink =
-        socket::socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)?;
+    let netlink = netlink()?;
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         socket::send(netlink.as_raw_fd(), &request(family as u8, bits, port), MsgFlags::empty())?;
-        match receive(&netlink, &mut found) {
+        match receive(&netlink, &mut |body| found.extend(parse(body))) {
             // A host without IPv6 knows no such sockets.
             Err(error) if family == libc::AF_INET6 && error.raw_os_error() == Some(libc::ENOENT) => {}
             result => result?,
@@ -157,12 +162,62 @@ pub fn list(states: &[State], port: Option<u16>) -> io::Result<Vec<Socket>> {
     Ok(found)
 }
 
-fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + REQUEST);
-    bytes.extend(((HEADER + REQUEST) as u32).to_ne_bytes());
+/// Lists the Unix sockets of our network namespace: by the inode of each that of its other end; `None` if that is closed
+/// or there is none. Errors as for [`list`].
+pub fn unix_peers() -> io::Result<HashMap<u32, Option<u32>>> {
+    let netlink = netlink()?;
+    socket::send(netlink.as_raw_fd(), &unix_request(), MsgFlags::empty())?;
+    let mut found = HashMap::new();
+    receive(&netlink, &mut |body| found.extend(unix_peer(body)))?;
+    Ok(found)
+}
+
+fn netlink() -> io::Result<OwnedFd> {
+    let (kind, flags) = (SockType::Raw, SockFlag::SOCK_CLOEXEC);
+    Ok(socket::socket(AddressFamily::Netlink, kind, flags, SockProtocol::NetlinkSockDiag)?)
+}
+
+/// Begins a request whose body has so many bytes.
+fn header(length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + length);
+    bytes.extend(((HEADER + length) as u32).to_ne_bytes());
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     bytes.extend([0; 8]);
+    bytes
+}
+
+/// `struct unix_diag_req`: all states, with the other ends.
+fn unix_request() -> Vec<u8> {
+    let mut bytes = header(UNIX_REQUEST);
+    bytes.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    bytes.extend(u32::MAX.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(UDIAG_SHOW_PEER.to_ne_bytes());
+    bytes.resize(HEADER + UNIX_REQUEST, 0);
+    bytes
+}
+
+/// Reads one `struct unix_diag_msg` with its attributes. A peer that is closed has no inode any more.
+fn unix_peer(body: &[u8]) -> Option<(u32, Option<u32>)> {
+    let rest = body.get(UNIX_MESSAGE..)?;
+    let peer =
+        attributes(rest).find(|(kind, _)| *kind == UNIX_DIAG_PEER).and_then(|(_, value)| word(value, 0));
+    Some((word(body, 4)?, peer.filter(|inode| *inode != 0)))
+}
+
+/// Splits netlink attributes (`struct nlattr`): the kind and the value of each.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(half(rest, 0)?);
+        let found = (half(rest, 2)?, rest.get(4..length)?);
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(found)
+    })
+}
+
+fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
+    let mut bytes = header(REQUEST);
     bytes.extend([family, libc::IPPROTO_TCP as u8, 0, 0]);
     bytes.extend(states.to_ne_bytes());
     bytes.extend(port.unwrap_or(0).to_be_bytes());
@@ -171,7 +226,7 @@ fn request(family: u8, states: u32, port: Option<u16>) -> Vec<u8> {
 }
 
 /// Takes the answer to one request, to its end.
-fn receive(netlink: &OwnedFd, found: &mut Vec<Socket>) -> io::Result<()> {
+fn receive(netlink: &OwnedFd, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let length = socket::recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -183,7 +238,7 @@ fn receive(netlink: &OwnedFd, found: &mut Vec<Socket>) -> io::Result<()> {
                     let code = word(body, 0).map_or(0, |number| number as i32);
                     return if code < 0 { Err(io::Error::from_raw_os_error(-code)) } else { Ok(()) };
                 }
-                _ => found.extend(parse(body)),
+                _ => take(body),
             }
             rest = after;
         }
@@ -214,15 +269,12 @@ fn parse(body: &[u8]) -> Option<Socket> {
     let local = SocketAddr::new(address(family, body.get(8..24)?)?, port(4)?);
     let remote = SocketAddr::new(address(family, body.get(24..40)?)?, port(6)?);
     let (mut v6only, mut cgroup) = (false, None);
-    let mut rest = body.get(MESSAGE..)?;
-    while let (Some(length), Some(kind)) = (half(rest, 0), half(rest, 2)) {
-        let Some(value) = rest.get(4..usize::from(length)) else { break };
+    for (kind, value) in attributes(body.get(MESSAGE..)?) {
         match kind {
             INET_DIAG_SKV6ONLY => v6only = value.first() == Some(&1),
             INET_DIAG_CGROUP_ID => cgroup = value.try_into().ok().map(u64::from_ne_bytes),
             _ => {}
         }
-        rest = rest.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
     }
     Some(Socket {
         state,
@@ -289,6 +341,28 @@ mod tests {
         assert_eq!(seen[0].remote.port(), port);
         drop((client, listener));
         assert!(list(&[State::Listening], Some(port)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_other_end_of_a_unix_socket_is_told_until_it_is_closed() {
+        use std::os::unix::net::UnixStream;
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let inode = |socket: &UnixStream| {
+            let mut found = None;
+            descriptors::each(super::super::process::own_pid(), &mut |fd, link| {
+                found = found.or_else(|| {
+                    descriptors::inode_in(link, Kind::Socket).filter(|_| fd == socket.as_raw_fd())
+                });
+            });
+            found.unwrap()
+        };
+        let (our_end, their_end) = (inode(&ours), inode(&theirs));
+        assert_eq!(unix_peers().unwrap()[&our_end], Some(their_end));
+        let copy = theirs.try_clone().unwrap();
+        drop(theirs);
+        assert_eq!(unix_peers().unwrap()[&our_end], Some(their_end));
+        drop(copy);
+        assert_eq!(unix_peers().unwrap()[&our_end], None);
     }
 
     #[test]

@@ -33,10 +33,11 @@ pub fn fork() -> io::Result<Forked> {
     }
 }
 
-/// Forks this process, which may have threads that only copy bytes; the child has one.
+/// Forks this process, which may have threads; the child has one. Besides allocating, the child must call only what is
+/// async-signal-safe, unless the other threads only copy bytes.
 pub fn fork_beside_threads() -> io::Result<Forked> {
     // SAFETY: the child may allocate: glibc makes its allocator fit for use in the child of a process with
-    // threads (fork(3), glibc manual). No other lock that those threads take is used by the child.
+    // threads (fork(3), glibc manual). Of other locks that threads take it uses none (the caller's duty).
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Forked::Child),
@@ -76,13 +77,13 @@ pub fn detach() -> io::Result<()> {
     Ok(())
 }
 
-/// Finds who adopts what loses its parent here (`PR_SET_CHILD_SUBREAPER`, prctl(2)): pid 1 or a subreaper. This
-/// process must have one thread.
+/// Finds who adopts what loses its parent here (`PR_SET_CHILD_SUBREAPER`, prctl(2)): pid 1 or a subreaper. May be
+/// called beside threads: the children of a moment only ask for pids and write one.
 pub fn who_adopts() -> io::Result<Pid> {
     let (mut answer, mut tell) = io::pipe()?;
-    let Forked::Parent(first) = fork()? else {
+    let Forked::Parent(first) = fork_beside_threads()? else {
         let parent = process::own_pid();
-        if let Ok(Forked::Child) = fork() {
+        if let Ok(Forked::Child) = fork_beside_threads() {
             while process::parent_pid() == parent {
                 std::thread::yield_now();
             }

@@ -418,3 +418,71 @@ END
     let lines: Vec<&str> = done.stdout.lines().collect();
     assert_eq!(&lines[1..], ["mcp", "vite"], "{done:#?}");
 }
+
+#[test]
+fn real_servers_that_were_left_are_found() {
+    let place = Place::new();
+    let script = r#"
+        mkdir "$W/web_a" "$W/web_b" "$W/plain"; printf 'from http.server import *\nHTTPServer(("127.0.0.1", 8081), SimpleHTTPRequestHandler).serve_forever()' >"$W/plain/app.py"
+        serve() { ( cd "$1"; shift; setsid -f "$@" </dev/null >/dev/null 2>&1 ); }
+        # In an agent's place; with the agent's variables; with neither, but on a port of development servers.
+        serve "$W/web_a" python3 -m http.server -b 127.0.0.1 7001
+        CLAUDECODE=1 CLAUDE_PID=99999 serve "$W/plain" python3 -m http.server -b 127.0.0.1 7002
+        serve "$W/plain" python3 app.py
+        # With nothing but its name, and below a shell that lives.
+        serve "$W/plain" python3 -m http.server -b 127.0.0.1 7003
+        ( cd "$W/plain"; exec python3 -m http.server -b 127.0.0.1 8082 ) >/dev/null 2>&1 &
+        for port in 7001 7002 8081 7003 8082; do until grep -q ":$(printf %04X $port) .* 0A " /proc/net/tcp; do :; done; done
+        $A sweep --yes --json
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    let swept = answer(&done);
+    assert_eq!(swept["freed"]["ports"], serde_json::json!([7001, 7002, 8081]), "{swept:#}");
+    let refused = swept["refused"].to_string();
+    assert!(refused.contains("one kind of evidence") && refused.contains("its parent bash"), "{swept:#}");
+}
+
+#[test]
+fn a_server_over_sockets_whose_client_was_killed_is_a_leftover() {
+    let place = Place::new();
+    // As node makes them: a pair of Unix sockets for each of stdin and stdout.
+    let script = r#"
+        cd /; cat >"$W/client.mjs" <<'END'
+import { spawn } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
+spawn('bash', ['-c', 'exec -a mcp-server-git "$M" touch "$W/up-mcp" pause'], { stdio: ['pipe', 'pipe', 'ignore'], detached: true })
+writeFileSync(process.env.W + '/client', String(process.pid))
+END
+        OPENCODE=1 OPENCODE_PID=99999 node "$W/client.mjs" & until [ -s "$W/up-mcp" ] && [ -s "$W/client" ]; do :; done
+        $A sweep --list --json; kill -KILL $(cat "$W/client"); wait
+        $A sweep --yes --json
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    let before = done.stdout.lines().next().unwrap();
+    assert!(!before.contains("client_gone"), "{before}");
+    let swept = answer(&done);
+    assert_eq!(swept["ended"][0]["command"][0], "mcp-server-git", "{swept:#} {done:?}");
+    assert!(swept["ended"][0]["evidence"].to_string().contains("client_gone"), "{swept:#}");
+}
+
+#[test]
+fn the_library_sweeps_from_a_host_with_threads() {
+    let place = Place::new();
+    let script = r#"
+        cd /; leftover vite listen 127.0.0.1:8456; leftover quiet
+        "$(dirname "$A")/examples/sweep"; "$(dirname "$A")/examples/sweep" --yes | tail -n1
+        lives "$(pid vite)" || echo ended; lives "$(pid quiet)" && echo quiet
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert!(
+        lines[0].starts_with("leftover [")
+            && lines[0].ends_with(
+                "vite listen 127.0.0.1:8456 touch {}/up-vite pause: goes"
+                    .replace("{}", &place.path("work").display().to_string())
+                    .as_str()
+            ),
+        "{done:#?}"
+    );
+    assert_eq!(&lines[lines.len() - 3..], ["1 gone, 0 remain", "ended", "quiet"], "{done:#?}");
+}

@@ -41,7 +41,7 @@ pub(super) fn run(args: &SweepArgs, printer: &Printer) -> Result<u8, Failure> {
     if args.monitor {
         return monitor::run(&options, interval, args.quiet, printer);
     }
-    let plan = sweep::look(&options);
+    let plan = sweep::plan(&sweep::observe(&options), &options);
     let lists = args.list || args.dry_run;
     if lists || !args.yes {
         show(&plan, args, printer);
@@ -64,7 +64,7 @@ pub(super) fn run(args: &SweepArgs, printer: &Printer) -> Result<u8, Failure> {
         }
         return Ok(exit::SOMETHING_REMAINS);
     }
-    let done = apply::apply(&plan, &options);
+    let done = sweep::apply(&plan, &options);
     if printer.is_json() {
         printer.document("sweep", report::document(&plan, &done));
     } else if !args.quiet {

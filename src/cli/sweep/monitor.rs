@@ -7,7 +7,7 @@ use super::super::printer::Printer;
 use super::report;
 use crate::exit::Ending;
 use crate::failure::Failure;
-use crate::sweep::{self, Options, apply};
+use crate::sweep::{self, Options};
 use crate::sys::clock::BootTime;
 use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::waits;
@@ -33,9 +33,9 @@ pub(super) fn run(
         log: Vec::new(),
     })?;
     loop {
-        let plan = sweep::look(options);
+        let plan = sweep::plan(&sweep::observe(options), options);
         if plan.to_go().next().is_some() {
-            let done = apply::apply(&plan, options);
+            let done = sweep::apply(&plan, options);
             if printer.is_json() {
                 printer.document("sweep", report::document(&plan, &done));
             } else if !quiet {

@@ -1,6 +1,6 @@
 //! Carrying a plan out, and saying what came of it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::Options;
 use super::evidence::looked_after;
 use super::observe::is_ended_here;
+use super::opened::users_of;
 use super::plan::{Item, Kind, Plan};
 use super::snapshot::Snapshot;
 use crate::containment::LEAF_PREFIX;
@@ -83,7 +84,7 @@ fn end_all(items: Vec<Item>, grace: Duration) -> Vec<Done> {
     if items.is_empty() {
         return Vec::new();
     }
-    let later = Snapshot::take(&[]);
+    let later = Snapshot::take();
     let (there, gone): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| still_holds(item, &later));
     let roots: Vec<_> = there.iter().flat_map(|item| item.members.iter().cloned()).collect();
     let (survivors, killed) = end_trees(&roots, Signal::TERM, grace);
@@ -171,7 +172,7 @@ fn end_orphan(item: Item, grace: Duration) -> Done {
 fn remove_directories<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<Done> {
     let items: Vec<&Item> = items.collect();
     let places: Vec<PathBuf> = items.iter().filter_map(|item| item.directory.clone()).collect();
-    let used = if places.is_empty() { HashMap::new() } else { Snapshot::take(&places).users };
+    let used = users_of(&places);
     let done = |item: &Item| {
         let path = item.directory.clone().unwrap_or_default();
         let (removed_bytes, remains) = match used.get(&path).and_then(|users| users.first()) {

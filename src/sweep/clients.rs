@@ -29,14 +29,11 @@ pub(super) fn of(pid: Pid, snapshot: &Snapshot) -> Client {
 }
 
 fn at(end: End, own: &HashSet<Pid>, snapshot: &Snapshot) -> Client {
-    let other = match end {
-        End::Pipe(_) => end,
-        End::Socket(inode) => match snapshot.peers.get(&inode) {
-            Some(Some(peer)) => End::Socket(*peer),
-            Some(None) => return Client::Gone,
-            // One of the network, or the kernel does not tell: as if there were somebody.
-            None => return Client::There,
-        },
+    let other = match (snapshot.other_end(end), end) {
+        (Some(other), _) => other,
+        (None, End::Socket(inode)) if snapshot.peers.contains_key(&inode) => return Client::Gone,
+        // One of the network, or the kernel does not tell: as if there were somebody.
+        (None, _) => return Client::There,
     };
     let holders = snapshot.holders.get(&other).map(Vec::as_slice).unwrap_or_default();
     match (holders.iter().any(|pid| !own.contains(pid)), end) {

@@ -17,17 +17,8 @@ use crate::sys::process::Pid;
 /// have somebody are told too.
 pub(super) fn leftovers(seen: &Observation, options: &Options) -> Vec<Item> {
     let snapshot = &seen.processes;
-    let of_session = !matches!(options.scope, Scope::Gone | Scope::All);
-    let candidates: Vec<(&Process, Vec<Evidence>)> = snapshot
-        .processes
-        .values()
-        .filter(|process| may_be_one(process, snapshot))
-        .map(|process| (process, evidence::of(process, seen, options)))
-        // That its client is gone makes nothing of a process by itself, unless it is of the session.
-        .filter(|(_, told)| !told.is_empty() || of_session)
-        .collect();
     let mut found: BTreeMap<Pid, Vec<(&Process, Vec<Evidence>)>> = BTreeMap::new();
-    for (process, mut told) in candidates {
+    for (process, mut told) in candidates(seen, options) {
         told.extend(
             (clients::of(process.stat.pid, snapshot) == Client::Gone).then_some(Evidence::ClientGone),
         );
@@ -40,6 +31,48 @@ pub(super) fn leftovers(seen: &Observation, options: &Options) -> Vec<Item> {
     let is_below = |pid: &Pid| snapshot.ancestors(*pid).iter().any(|it| roots.contains(it));
     let tops = roots.iter().filter(|root| !is_below(root));
     tops.filter_map(|root| leftover(*root, &found[root], snapshot, options)).collect()
+}
+
+/// Those that something speaks for, or all if the session's are looked for. That its client is gone makes nothing of a
+/// process by itself.
+fn candidates<'a>(
+    seen: &'a Observation,
+    options: &Options,
+) -> impl Iterator<Item = (&'a Process, Vec<Evidence>)> {
+    let of_session = !matches!(options.scope, Scope::Gone | Scope::All);
+    let processes = seen.processes.processes.values();
+    processes
+        .filter(|process| may_be_one(process, &seen.processes))
+        .map(move |process| (process, evidence::of(process, seen, options)))
+        .filter(move |(_, told)| !told.is_empty() || of_session)
+}
+
+/// Returns of whom it is worth knowing on which ports they listen, with all below them: not of those who have somebody and
+/// for whom nothing else speaks.
+pub(super) fn worth_looking_into(seen: &Observation, options: &Options) -> HashSet<Pid> {
+    let snapshot = &seen.processes;
+    let of_session = !matches!(options.scope, Scope::Gone | Scope::All);
+    let is_worth = |process: &Process| {
+        let root = snapshot.wrapped(process.stat.pid);
+        let is_alone = || snapshot.processes.get(&root).is_none_or(|it| looked_after(it, snapshot).is_none());
+        let of_run = process.run.is_some() || seen.in_cgroups.contains_key(&process.stat.pid);
+        let may_be = || may_be_one(process, snapshot);
+        of_run || may_be() && (of_session || is_alone() || !evidence::of(process, seen, options).is_empty())
+    };
+    let mut found = HashSet::new();
+    for process in snapshot.processes.values().filter(|process| is_worth(process)) {
+        let root = snapshot.wrapped(process.stat.pid);
+        if !found.contains(&root) {
+            found.extend(snapshot.tree(root).iter().map(|member| member.stat.pid));
+        }
+    }
+    found
+}
+
+/// Returns of whom it is worth knowing who talks to them: those of whom the plan will ask that.
+pub(super) fn worth_a_closer_look(seen: &Observation, options: &Options) -> HashSet<Pid> {
+    let pids = candidates(seen, options).map(|(process, _)| process.stat.pid);
+    pids.flat_map(|pid| [pid, seen.processes.wrapped(pid)]).collect()
 }
 
 /// Neither one of those that we belong to, nor a guard (an orphan by trade), nor an agent, nor below a guard.

@@ -21,7 +21,9 @@ mod clients;
 pub mod directories;
 pub mod evidence;
 mod leftovers;
+mod look;
 pub mod observe;
+mod opened;
 pub mod plan;
 pub mod snapshot;
 #[cfg(test)]

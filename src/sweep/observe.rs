@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::Options;
 use super::directories::Directory;
 use super::snapshot::Snapshot;
+use super::{Options, leftovers, opened};
 use crate::containment::LEAF_PREFIX;
 use crate::port::holders;
 use crate::registry::record::{Record, RecordError, State};
@@ -64,14 +64,21 @@ pub fn observe(options: &Options) -> Observation {
     let root = Root::open_existing().ok().flatten();
     let within = rundir::parents_from_environment();
     let runs = root.as_ref().map(seen::runs).unwrap_or_default();
-    Observation {
-        processes: Snapshot::take(&paths),
+    let mut seen = Observation {
+        processes: Snapshot::take(),
         runs: runs.iter().map(|run| SeenOfRun::of(run, &within)).collect(),
         in_cgroups: root.as_ref().map(in_cgroups_of_ended).unwrap_or_default(),
         registry: root.map(|root| root.path().to_owned()),
-        directories: paths.into_iter().filter_map(Directory::look).collect(),
         places,
-    }
+        directories: Vec::new(),
+    };
+    let asked = leftovers::worth_looking_into(&seen, options);
+    opened::note_sockets(&mut seen.processes, &asked);
+    let asked = leftovers::worth_a_closer_look(&seen, options);
+    opened::note_clients(&mut seen.processes, &asked);
+    seen.processes.users = opened::users_of(&paths);
+    seen.directories = paths.into_iter().filter_map(Directory::look).collect();
+    seen
 }
 
 impl SeenOfRun {

@@ -39,6 +39,11 @@ pub fn held_by(pid: Pid, kind: Kind, wanted: &HashSet<u32>) -> Vec<u32> {
     held
 }
 
+/// Returns what /proc says that the descriptor `fd` of `pid` stands for.
+pub fn behind(pid: Pid, fd: RawFd) -> Option<Vec<u8>> {
+    Some(fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?.into_os_string().into_encoded_bytes())
+}
+
 /// Calls `visit` with each descriptor of `pid` and what /proc says that it stands for: `socket:[7]`, `pipe:[7]`, a path.
 /// Never, if its descriptors may not be looked at. Of a process whose first thread has ended while others go on, only these
 /// tell.

@@ -1,6 +1,6 @@
 //! Processes: what they are, what became of them, and signals that cannot hit a stranger.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
@@ -162,6 +162,19 @@ impl Environment {
     /// Reads those of `pid`; `None` if they cannot be seen.
     pub fn of(pid: Pid) -> Option<Environment> {
         read_bytes(&format!("/proc/{pid}/environ")).map(Environment)
+    }
+
+    /// Returns the values by their names, for who asks for many.
+    pub fn by_name(&self) -> HashMap<&[u8], &[u8]> {
+        let split = |entry: &'_ [u8]| entry.iter().position(|byte| *byte == b'=');
+        let mut found = HashMap::new();
+        for entry in self.entries() {
+            if let Some(at) = split(entry) {
+                // The first one counts, as for getenv(3).
+                found.entry(&entry[..at]).or_insert(&entry[at + 1..]);
+            }
+        }
+        found
     }
 
     /// Returns the value of `name`.

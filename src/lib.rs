@@ -24,7 +24,7 @@
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
 //! [`settings`], [`failure`] → [`server`], [`sweep`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
-//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`], [`output`] → [`registry`] → [`run`], [`exit`], [`limits`], [`ports`], [`programs`], [`service`], [`lease`], [`mod@env`] → [`sys`].
+//! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`], [`output`] → [`registry`] → [`run`] → [`protocol`] → [`exit`], [`limits`], [`ports`], [`programs`], [`service`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
 //!
@@ -60,6 +60,7 @@ pub mod owner;
 pub mod port;
 pub mod ports;
 pub mod programs;
+pub mod protocol;
 pub mod recover;
 pub mod registry;
 pub mod run;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top. Modules of one line do not import each other.
-const LAYERS: [&[&str]; 17] = [
+const LAYERS: [&[&str]; 18] = [
     &["main"],
     &["cli"],
     &["client", "settings", "failure"],
@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 17] = [
     &["usage", "output"],
     &["registry"],
     &["run"],
+    &["protocol"],
     &["exit", "limits", "ports", "programs", "service"],
     &["lease"],
     &["env"],

@@ -3,11 +3,14 @@
 use crate::control::client::ControlError;
 use crate::exit;
 use crate::launch::LaunchError;
+use crate::pool::PoolError;
 use crate::port::claim::ClaimError;
 use crate::port::verdict::Spared;
+use crate::readiness::NotReady;
 use crate::registry::RegistryError;
 use crate::registry::record::RecordError;
 use crate::server::ServerError;
+use crate::session::SessionError;
 use crate::settings::SettingError;
 
 /// What went wrong, for the printer.
@@ -115,6 +118,20 @@ impl From<LaunchError> for Failure {
                 failure("system", message, Some("nothing was started"), exit::OWN_FAILURE)
             }
             LaunchError::Claim(error) => error.into(),
+            LaunchError::Pool(PoolError::Memory { .. }) => failure(
+                "resource_limit",
+                message,
+                Some("end something, or ask for less"),
+                exit::SOMETHING_REMAINS,
+            ),
+            LaunchError::Pool(PoolError::Lock(_)) => {
+                failure("system", message, None, exit::SOMETHING_REMAINS)
+            }
+            LaunchError::Pool(_) => {
+                let hint =
+                    "close one, wait for a place with --wait, or raise the limit (max_sessions and so on)";
+                failure("process_limit", message, Some(hint), exit::SOMETHING_REMAINS)
+            }
             LaunchError::NameHeld { ref name, .. } => {
                 let hint = format!(
                     "end it first (agent-run stop {name}), take it with --force, or choose another name"
@@ -212,17 +229,50 @@ impl From<ServerError> for Failure {
                 failure("not_ended", message, Some("agent-run status says more"), remains)
             }
             ServerError::Control { source, .. } => Failure { message, ..source.into() },
-            ServerError::NotReady { run, log, .. } => {
+            ServerError::NotReady(error) => error.into(),
+            ServerError::Lock(_) => failure("system", message, None, remains),
+        }
+    }
+}
+
+impl From<NotReady> for Failure {
+    fn from(error: NotReady) -> Failure {
+        let message = error.to_string();
+        let remains = exit::SOMETHING_REMAINS;
+        match error {
+            NotReady::Became { run, log, .. } => {
                 let hint = format!("agent-run logs {run} has all of its output");
                 Failure { log, ..failure("not_ready", message, Some(&hint), remains) }
             }
-            ServerError::Interrupted(signal) => {
+            NotReady::Interrupted(signal) => {
                 let code = exit::Ending::DieOf(signal).code();
                 failure("interrupted", message, Some("what was being started was ended"), code)
             }
-            ServerError::Wait(_) => failure("system", message, None, remains),
+            NotReady::NotEnded { .. } => {
+                failure("not_ended", message, Some("agent-run status says more"), remains)
+            }
+            NotReady::Wait(_) => failure("system", message, None, remains),
         }
     }
+}
+
+impl From<SessionError> for Failure {
+    fn from(error: SessionError) -> Failure {
+        let message = error.to_string();
+        match error {
+            SessionError::Launch(error) => of_session(error.into()),
+            SessionError::Registry(error) => of_session(error.into()),
+            SessionError::NotReady(error) => error.into(),
+            SessionError::Lock(_) => failure("system", message, None, exit::SOMETHING_REMAINS),
+        }
+    }
+}
+
+fn of_session(failed: Failure) -> Failure {
+    let taken = failed.kind == "name_taken";
+    let hint = taken
+        .then(|| "--reuse takes the one that lives, --force replaces it; or choose another name".to_owned());
+    Failure { code: exit::SOMETHING_REMAINS, hint: hint.or(failed.hint), ..failed }
 }
 
 /// The codes of the run form are not those of a verb.

@@ -23,7 +23,7 @@
 //! # Modules
 //!
 //! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
-//! [`settings`], [`failure`] → [`server`], [`sweep`] → [`launch`] → [`port`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`] → [`teardown`],
+//! [`settings`], [`failure`] → [`server`], [`session`], [`sweep`] → [`readiness`] → [`launch`] → [`port`], [`pool`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`], [`oneshot`] → [`teardown`],
 //! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`], [`output`] → [`registry`] → [`run`] → [`protocol`] → [`exit`], [`limits`], [`ports`], [`programs`], [`service`], [`lease`], [`mod@env`] → [`sys`].
 //!
 //! # As a library
@@ -55,18 +55,22 @@ pub mod guard;
 pub mod launch;
 pub mod lease;
 pub mod limits;
+pub mod oneshot;
 pub mod output;
 pub mod owner;
+pub mod pool;
 pub mod port;
 pub mod ports;
 pub mod programs;
 pub mod protocol;
+pub mod readiness;
 pub mod recover;
 pub mod registry;
 pub mod run;
 pub mod rundir;
 pub mod server;
 pub mod service;
+pub mod session;
 pub mod settings;
 pub mod stop;
 pub mod supervisor;

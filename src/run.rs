@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
 use crate::ports::{self, ClaimMode, PortChoice, PortRange};
+use crate::protocol::{Approvals, Protocol};
 use crate::service::Service;
 use crate::sys::process::Pid;
 use crate::sys::signal::Signal;
@@ -120,6 +121,41 @@ pub enum Kind {
     Run,
     /// A named server in the background.
     Server,
+    /// An interactive program in the background that answers messages.
+    Session,
+}
+
+impl Kind {
+    /// Returns the word that stands in records.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Run => "run",
+            Kind::Server => "server",
+            Kind::Session => "session",
+        }
+    }
+}
+
+/// How the program of a session is spoken to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conversation {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// What it is answered when it asks whether it may do something.
+    pub approvals: Approvals,
+    /// What the command is, for whoever looks for a session like this one.
+    pub provider: Option<String>,
+}
+
+/// How many runs of a kind may live at once, and what is done when there are so many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// So many of this kind; any number if `None`.
+    pub most: Option<u32>,
+    /// How long a place is waited for.
+    pub wait: Duration,
+    /// The memory that it will need, in bytes: refused where the machine has not so much to give.
+    pub needs: Option<u64>,
 }
 
 /// Whose death ends the run.
@@ -167,6 +203,8 @@ pub struct RunSpec {
     pub kind: Kind,
     /// Whether nobody waits for it: its output goes to a log, its stdin is /dev/null.
     pub background: bool,
+    /// How it is spoken to, if it is a session.
+    pub session: Option<Conversation>,
     /// When it is ready, whether it is well, and whether it is started again.
     pub service: Service,
     /// Unique among live runs.
@@ -219,6 +257,8 @@ pub struct RunSpec {
     pub port_range: PortRange,
     /// Names of programs that are never ended for a port.
     pub protect: Vec<String>,
+    /// How many others of its kind may live.
+    pub pool: Pool,
     /// How much is said on stderr.
     pub verbosity: Verbosity,
 }
@@ -234,6 +274,7 @@ impl RunSpec {
             command: command.into_iter().map(Into::into).collect(),
             kind: Kind::Run,
             background: false,
+            session: None,
             service: Service::default(),
             name: None,
             labels: Vec::new(),
@@ -260,13 +301,14 @@ impl RunSpec {
             fallback: false,
             port_range: ports::DEFAULT_RANGE,
             protect: Vec::new(),
+            pool: Pool::default(),
             verbosity: Verbosity::Normal,
         }
     }
 
     /// Returns whether the run gets ready, and is not just running.
     pub fn gets_ready(&self) -> bool {
-        self.kind == Kind::Server || !self.service.ready.is_empty()
+        self.kind != Kind::Run || !self.service.ready.is_empty()
     }
 }
 

@@ -3,17 +3,16 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::control::Request;
 use crate::control::client::{ControlError, ask, ask_until_released};
-use crate::launch::{self, FATAL, LaunchError};
-use crate::output;
+use crate::launch::{self, LaunchError};
 use crate::owner;
 use crate::port::claim::Person;
 use crate::ports::{self, PortChoice};
+use crate::readiness::{self, NotReady, Progress};
 use crate::recover;
 use crate::registry::RegistryError;
 use crate::registry::record::{self, Record, State};
@@ -22,20 +21,11 @@ use crate::registry::seen::{self, SeenRun};
 use crate::run::{Kind, RunId, RunSpec};
 use crate::service::Check;
 use crate::stop::{self, StopError, Wish};
-use crate::sys::files::Changes;
-use crate::sys::process::Pidfd;
-use crate::sys::signal::{self, Signal, SignalQueue};
 use crate::sys::sockets::{self, Socket};
-use crate::sys::waits;
 
 /// How long a server that was there already may take to be ready, beyond its own time: the longest pause between two
 /// starts.
 const PATIENCE: Duration = Duration::from_secs(35);
-/// So much of the log is told of a server that did not get ready.
-const LAST_LINES: usize = 20;
-/// And of each line, in characters.
-const LONGEST_LINE: usize = 500;
-
 /// The server does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -70,42 +60,20 @@ pub enum ServerError {
         source: ControlError,
     },
     /// It did not get ready.
-    #[error("{name} {why}")]
-    NotReady {
-        /// Its name.
-        name: String,
-        /// The run.
-        run: RunId,
-        /// What became of it.
-        why: String,
-        /// The last lines of its output.
-        log: Vec<String>,
-    },
-    /// A signal ended the wait, and the server that was being started.
-    #[error("interrupted by {0}")]
-    Interrupted(Signal),
-    /// Waiting failed.
-    #[error("cannot wait for the server: {0}")]
-    Wait(#[from] io::Error),
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    /// Nobody else may start it meanwhile, and that cannot be seen to.
+    #[error("cannot lock the name: {0}")]
+    Lock(#[from] io::Error),
 }
 
 impl From<LaunchError> for ServerError {
     fn from(error: LaunchError) -> ServerError {
         match error {
-            LaunchError::Interrupted(signal) => ServerError::Interrupted(signal),
+            LaunchError::Interrupted(signal) => ServerError::NotReady(NotReady::Interrupted(signal)),
             error => ServerError::Launch(error),
         }
     }
-}
-
-/// Who watches a server getting ready.
-pub trait Progress {
-    /// It is not ready after `waited`.
-    fn waits(&self, run: &SeenRun, waited: Duration);
-    /// How often that is to be told; `None` for never.
-    fn interval(&self) -> Option<Duration>;
-    /// There is nothing more to be told.
-    fn over(&self);
 }
 
 /// How a server was found by [`ensure`].
@@ -126,7 +94,7 @@ pub fn start(spec: RunSpec, person: &dyn Person, progress: &dyn Progress) -> Res
     recover::recover_all_now_and_then(&root);
     let turn = root.turn_of(spec.name.as_deref().unwrap_or_default())?;
     let id = launch::in_background(spec, person, turn)?;
-    wait_for_own(seen::find(&root, id.as_str())?, progress)
+    Ok(readiness::of_own(seen::find(&root, id.as_str())?, progress)?)
 }
 
 /// Sees that the server `spec` runs: one of its name, command and directory that is well is left alone, another one is
@@ -160,7 +128,7 @@ pub fn ensure(
         keep_ports(&mut spec, &run);
     }
     let id = launch::in_background(spec, person, turn)?;
-    Ok((wait_for_own(seen::find(&root, id.as_str())?, progress)?, found))
+    Ok((readiness::of_own(seen::find(&root, id.as_str())?, progress)?, found))
 }
 
 /// Ends the command of `run` and starts it again, on the same port and with the same lease; returns when it is ready.
@@ -173,7 +141,7 @@ pub fn restart(
     let request = Request::Restart { grace_s: grace.map(|span| span.as_secs_f64()) };
     let asked = ask_until_released(run, &request);
     asked.map_err(|source| ServerError::Control { name: title(run), source })?;
-    wait_until_ready(run, before + 1, None, progress)
+    Ok(readiness::of(run, before + 1, None, progress)?)
 }
 
 /// Returns why `run` is not the server that `spec` describes, or cannot be expected to serve.
@@ -246,7 +214,7 @@ fn keep(
         person.hears(&format!("{} runs with another {names}; --force replaces it", title(run)));
     }
     let limit = spec.service.ready_timeout.map(|span| span + PATIENCE);
-    wait_until_ready(run, 0, limit, progress)?;
+    readiness::of(run, 0, limit, progress)?;
     // One that is ending just now is found out by whoever uses it.
     let renewal = Request::Renew { ttl_s: spec.ttl.map(|ttl| ttl.as_secs_f64()) };
     if ask(&run.directory, renewal).is_ok() {
@@ -292,96 +260,6 @@ fn keep_ports(spec: &mut RunSpec, before: &SeenRun) {
             *choice = PortChoice::One(*port);
             spec.fallback = true;
         }
-    }
-}
-
-/// Waits for a server that this process has started: a signal ends it too.
-fn wait_for_own(mut run: SeenRun, progress: &dyn Progress) -> Result<SeenRun, ServerError> {
-    match wait_until_ready(&mut run, 0, None, progress) {
-        Err(ServerError::Interrupted(signal)) => {
-            let name = title(&run);
-            stop::stop(&mut run, None, Wish::Stop)
-                .map_err(|source| ServerError::NotReplaced { name, source })?;
-            Err(ServerError::Interrupted(signal))
-        }
-        result => result.map(|()| run),
-    }
-}
-
-/// Waits until `run` is ready, at least `restarts` times started again; its supervisor ends it if that takes too long.
-fn wait_until_ready(
-    run: &mut SeenRun,
-    restarts: u32,
-    limit: Option<Duration>,
-    progress: &dyn Progress,
-) -> Result<(), ServerError> {
-    signal::block(&FATAL);
-    let waited = wait(run, restarts, limit, progress);
-    signal::unblock(&FATAL);
-    progress.over();
-    waited
-}
-
-fn wait(
-    run: &mut SeenRun,
-    restarts: u32,
-    limit: Option<Duration>,
-    progress: &dyn Progress,
-) -> Result<(), ServerError> {
-    let begun = Instant::now();
-    let (queue, changes) = (SignalQueue::open(&FATAL)?, Changes::within(&run.directory)?);
-    loop {
-        // Who is dead before the lock is asked after needs no more waiting for.
-        let supervised = run.is_supervised();
-        run.reread();
-        if let Ok(record) = &run.record {
-            run.state = record.state;
-            if [State::Ready, State::Unhealthy].contains(&record.state) && record.restarts >= restarts {
-                return Ok(());
-            }
-        }
-        if !supervised {
-            run.state = State::Finished;
-            return Err(not_ready(run, what_became(run)));
-        }
-        if limit.is_some_and(|limit| begun.elapsed() > limit) {
-            return Err(not_ready(run, "does not get ready".to_owned()));
-        }
-        progress.waits(run, begun.elapsed());
-        let keepers = run.record.iter().flat_map(|record| [&record.guard, &record.supervisor]).flatten();
-        let pinned: Vec<Pidfd> = keepers.filter_map(|keeper| keeper.pin()).collect();
-        let mut fds = vec![(queue.as_fd(), true), (changes.as_fd(), true)];
-        fds.extend(pinned.iter().map(|pidfd| (pidfd.as_fd(), true)));
-        // Another pid namespace's are not seen.
-        let unseen = pinned.is_empty().then_some(Duration::from_millis(100));
-        let pause = [progress.interval(), unseen, limit].into_iter().flatten().min();
-        waits::any(&fds, pause)?;
-        if let Some(signal) = queue.next() {
-            return Err(ServerError::Interrupted(signal));
-        }
-        changes.clear();
-    }
-}
-
-fn not_ready(run: &SeenRun, why: String) -> ServerError {
-    let log = output::last_lines(&run.directory, LAST_LINES);
-    let log = log.iter().map(|line| line.text().chars().take(LONGEST_LINE).collect());
-    ServerError::NotReady { name: title(run), run: run.id.clone(), why, log: log.collect() }
-}
-
-fn what_became(run: &SeenRun) -> String {
-    use crate::exit::Reason;
-    let Ok(record) = &run.record else { return "was lost before it was ready".to_owned() };
-    let trouble = record.trouble.as_ref().map_or(String::new(), |why| format!(": {why}"));
-    match record.end.as_ref().map(|end| (end.reason, end.signal, end.code)) {
-        Some((Reason::ReadyTimeout, ..)) => format!("did not get ready in time{trouble}"),
-        Some((Reason::Exit | Reason::Signal | Reason::CpuTime, Some(signal), _)) => {
-            format!("died of {signal} before it was ready")
-        }
-        Some((Reason::Exit, None, code)) => format!("ended with code {code} before it was ready"),
-        Some((Reason::LaunchFailed, ..)) => format!("could not be started{trouble}"),
-        Some((reason, ..)) => format!("was ended before it was ready ({})", reason.word()),
-        None => "was lost before it was ready: guard and supervisor were killed".to_owned(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::{Args, Parser, Subcommand};
 
 use super::server::args::{LineArgs, ServerVerb};
+use super::session::args::SessionVerb;
 
 /// The verbs.
 #[derive(Debug, Parser)]
@@ -34,6 +35,9 @@ pub(super) enum Verb {
     /// Named servers in the background: start, ensure, stop, restart, look after them
     #[command(subcommand)]
     Server(ServerVerb),
+    /// Interactive programs in the background that answer messages: start, send, list, close, interrupt, health
+    #[command(subcommand)]
+    Session(SessionVerb),
     /// Find and remove what is left over: dead runs, and servers that coding agents have left behind
     Sweep(SweepArgs),
     /// Tell which rungs of containment can be had here, and what to do about the others

@@ -13,6 +13,7 @@ mod renew;
 mod run;
 mod select;
 mod server;
+mod session;
 mod status;
 mod stop;
 mod sweep;
@@ -30,6 +31,7 @@ use clap::error::ErrorKind;
 use crate::env as vars;
 use crate::exit::{Ending, SOMETHING_REMAINS};
 use crate::failure::Failure;
+use crate::oneshot;
 use crate::registry::RegistryError;
 use crate::registry::root::Root;
 use crate::sys::signal;
@@ -39,13 +41,16 @@ use printer::Printer;
 
 /// Words that are verbs as the very first argument. Those of `LATER` are kept for what is to come, so
 /// that a command of that name does not change its meaning one day.
-const VERBS: [&str; 11] =
-    ["run", "ps", "status", "stop", "renew", "logs", "wait", "port", "server", "sweep", "doctor"];
-const LATER: [&str; 2] = ["session", "mcp"];
+const VERBS: [&str; 12] =
+    ["run", "ps", "status", "stop", "renew", "logs", "wait", "port", "server", "session", "sweep", "doctor"];
+const LATER: [&str; 1] = ["mcp"];
 
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
     let words: Vec<OsString> = env::args_os().collect();
+    if words.get(1).is_some_and(|word| word == oneshot::HOST) {
+        return ExitCode::from(oneshot::run(&words[2..]));
+    }
     let first = words.get(1).and_then(|word| word.to_str());
     let verb = first.filter(|word| VERBS.contains(word) || *word == "help");
     match (verb, first) {
@@ -91,6 +96,7 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
         Verb::Logs(args) => logs::run(&args, &printer),
         Verb::Port(verb) => port::run(&verb, &printer),
         Verb::Server(verb) => return server::run(verb, &printer),
+        Verb::Session(verb) => return session::run(verb, &printer),
         Verb::Sweep(args) => sweep::run(&args, &printer),
         Verb::Doctor(args) => doctor::run(&args, &printer),
         Verb::Wait(args) => wait::run(&args, &printer),
@@ -142,7 +148,7 @@ fn explain(error: &clap::Error, form: Form) -> ExitCode {
     }
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
     let message = one_line(error, &text, form);
-    let is_server = env::args_os().nth(1).is_some_and(|word| word == *"server");
+    let is_server = env::args_os().nth(1).is_some_and(|word| word == *"server" || word == *"session");
     let tip = tip.or_else(|| {
         let misses_dashes =
             is_server && error.kind() == ErrorKind::UnknownArgument && !env::args_os().any(|it| it == *"--");

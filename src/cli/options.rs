@@ -16,6 +16,7 @@ Verbs (as the first argument):
   port                 show, free, pick and diagnose ports
   sweep                find and remove what is left over of runs and of coding agents
   server               start, ensure, stop, restart, watch named servers in the background
+  session              start, send, list, close interactive programs that answer messages
   doctor               tell what holds runs together on this machine
   run                  the same as no verb
 RUN is an id, a unique beginning of one, a name, or a port (:8080). A verb's own options: agent-run VERB --help.

@@ -21,7 +21,7 @@ pub(super) fn run(mut cli: RunCli) -> Result<Ending, Failure> {
         if cli.flags_alone { Resolved::of(flags) } else { settings::resolve(flags).map_err(of_run)? };
     let started = cli.started_fd.and_then(files::take_descriptor);
     let mut spec = spec(cli.options, cli.command).map_err(Failure::of_run_form)?;
-    resolved.apply(&mut spec).map_err(of_run)?;
+    resolved.apply(&mut spec).and_then(|()| resolved.apply_pool(&mut spec)).map_err(of_run)?;
     complete(&mut spec).map_err(Failure::of_run_form)?;
     if spec.verbosity == Verbosity::Verbose {
         resolved.explain().iter().for_each(|line| say(line));

@@ -58,7 +58,7 @@ fn usage(run: &SeenRun) -> Option<Usage> {
 fn idle(run: &SeenRun) -> Option<f64> {
     run.record.as_ref().ok()?.idle_timeout_s?;
     match ask(&run.directory, Request::Live) {
-        Ok(Answer::Live { idle_s }) => idle_s,
+        Ok(Answer::Live { idle_s, .. }) => idle_s,
         _ => None,
     }
 }

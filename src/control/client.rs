@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::{Answer, LONGEST_LINE, Request, decode, encode};
@@ -29,6 +30,18 @@ pub enum ControlError {
 
 /// Asks the supervisor of the run in `directory`.
 pub fn ask(directory: &File, request: Request) -> Result<Answer, ControlError> {
+    Ok(converse(directory, request)?.1)
+}
+
+/// Asks as [`ask`] does, and returns the connection for more.
+pub fn connect(directory: &File, request: Request) -> Result<UnixStream, ControlError> {
+    let (stream, _) = converse(directory, request)?;
+    stream.set_read_timeout(None)?;
+    stream.set_write_timeout(None)?;
+    Ok(stream)
+}
+
+fn converse(directory: &File, request: Request) -> Result<(UnixStream, Answer), ControlError> {
     let mut stream = net::connect_in(directory, SOCKET)?;
     let uid = net::peer_uid(stream.as_fd())?;
     if uid != process::own_uid() && uid != 0 {
@@ -38,13 +51,14 @@ pub fn ask(directory: &File, request: Request) -> Result<Answer, ControlError> {
     stream.set_write_timeout(Some(ANSWER_WITHIN))?;
     stream.write_all(&encode(request))?;
     let mut line = Vec::new();
-    BufReader::new(stream.take(LONGEST_LINE)).read_until(b'\n', &mut line)?;
+    // Nothing follows the answer until we say more, so nothing of that is read here.
+    BufReader::new((&stream).take(LONGEST_LINE)).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
     match decode(&line).map_err(ControlError::Refused)? {
         Answer::Refused { message } => Err(ControlError::Refused(message)),
-        answer => Ok(answer),
+        answer => Ok((stream, answer)),
     }
 }
 

@@ -6,6 +6,7 @@
 //! that it is over is for the run's lock to say, since a supervisor can die and its guard go on.
 
 pub mod client;
+pub mod frames;
 pub mod link;
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,10 @@ pub enum Request {
     },
     /// Say what only the supervisor knows.
     Live,
+    /// Ask the program of a session for the end of its reply.
+    Interrupt,
+    /// Talk with a session: once this is done, frames follow in both directions.
+    Talk,
 }
 
 /// What is answered.
@@ -62,6 +67,12 @@ pub enum Answer {
     Live {
         /// Seconds since something happened, if the run has an idle time.
         idle_s: Option<f64>,
+        /// Whether a session's program deals with a message.
+        #[serde(default)]
+        busy: bool,
+        /// How many messages it has dealt with.
+        #[serde(default)]
+        messages: u64,
     },
     /// It is not done.
     Refused {

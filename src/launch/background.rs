@@ -34,7 +34,7 @@ pub fn in_background(mut spec: RunSpec, person: &dyn Person, turn: File) -> Resu
             signal::block_all();
             // Whoever looks for the command by its words means the command, and not us.
             let name = spec.name.as_deref().unwrap_or_default();
-            inherit::rename_process(c"agent-run", &format!("agent-run: server {name}"));
+            inherit::rename_process(c"agent-run", &format!("agent-run: {} {name}", spec.kind.word()));
             let ended =
                 spawn::detach().map_err(system("leave the terminal")).and_then(|()| guard(spec, given));
             let code = match ended {

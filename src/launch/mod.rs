@@ -21,6 +21,7 @@ use crate::guard::{self, Guard, Keeper, Senses};
 use crate::limits::Limits;
 use crate::output;
 use crate::owner::{self, OwnerError, Pinned};
+use crate::pool::{self, PoolError};
 use crate::port::claim::{ClaimError, Person};
 use crate::ports::ClaimMode;
 use crate::recover;
@@ -82,6 +83,9 @@ pub enum LaunchError {
     /// A port cannot be had.
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    /// Too many of its kind live, or there is too little memory.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// A live run has the name.
     #[error("the name '{name}' is taken by run {run}")]
     NameHeld {
@@ -167,9 +171,10 @@ fn take(spec: &mut RunSpec, started: Option<File>, person: &dyn Person) -> Resul
     if !spec.background {
         recover::recover_all_now_and_then(&root);
     }
+    let place = pool::admit(&root, spec)?;
     // Nothing is made yet, so a Ctrl-C at a question just ends us.
     let claims = places::take(&root, spec, person)?;
-    Ok(Given { owner, claims, root, files: Files { log, events, started } })
+    Ok(Given { owner, claims, root, place, files: Files { log, events, started } })
 }
 
 /// What was opened and taken before anything was made.
@@ -177,6 +182,8 @@ struct Given {
     owner: Option<Pinned>,
     claims: Vec<Reservation>,
     root: Root,
+    /// Keeps others from the place in the pool until the run is entered.
+    place: Option<File>,
     files: Files,
 }
 
@@ -202,7 +209,7 @@ fn check(spec: &RunSpec) -> Result<(), LaunchError> {
 }
 
 fn guard(spec: RunSpec, given: Given) -> Result<Ending, LaunchError> {
-    let Given { owner, claims, root, files } = given;
+    let Given { owner, claims, root, place: turn, files } = given;
     children::become_subreaper().map_err(system("become a subreaper"))?;
     let plan = Plan::of(&spec);
     let (owner, pinned) = owner.map(|found| (found.owner, found.handle)).unzip();
@@ -218,6 +225,7 @@ fn guard(spec: RunSpec, given: Given) -> Result<Ending, LaunchError> {
         record.cgroup = plan.leaf_path(&record.id).map(|path| path.to_string_lossy().into_owned());
         record.containment = containment(&spec, record.cgroup.is_some());
     })?;
+    drop(turn);
     fault::step();
     let cell = plan.make(run.id(), &spec.limits);
     fault::step();

@@ -260,6 +260,12 @@ pub struct Record {
     /// A number for the variables that were asked for: another one for others.
     #[serde(default)]
     pub env_mark: Option<u64>,
+    /// How a session's program is spoken to.
+    #[serde(default)]
+    pub protocol: Option<String>,
+    /// What a session's program is.
+    #[serde(default)]
+    pub provider: Option<String>,
     /// The managed directory; null once it has been removed.
     pub dir: Option<String>,
     /// What becomes of it.
@@ -312,6 +318,8 @@ impl Record {
             restarted_for: None,
             host: None,
             env_mark: Some(env_mark(&spec.env)),
+            protocol: spec.session.as_ref().map(|session| session.protocol.to_string()),
+            provider: spec.session.as_ref().and_then(|session| session.provider.clone()),
             dir: None,
             keep: spec.keep,
             log: spec.log.as_ref().map(|path| path.to_string_lossy().into_owned()),

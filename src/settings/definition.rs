@@ -45,7 +45,8 @@ const OWN_KEYS: [&str; 8] = ["command", "port", "ready", "health", "env", "label
 
 /// Settings that are not of one run.
 fn is_of_server(key: &str) -> bool {
-    !key.starts_with("sweep_") && !["free_ports", "server_ttl", "quiet"].contains(&key)
+    !key.starts_with("sweep_")
+        && !["free_ports", "server_ttl", "session_idle", "max_runs", "max_sessions", "quiet"].contains(&key)
 }
 
 /// Returns the servers that the project describes. A name in `agent-run.toml` goes before the same one in
@@ -244,7 +245,7 @@ fn shell(line: &str) -> Vec<OsString> {
     ["sh", "-c", line].map(OsString::from).to_vec()
 }
 
-fn words(value: &DeValue<'_>) -> Option<Vec<String>> {
+pub(super) fn words(value: &DeValue<'_>) -> Option<Vec<String>> {
     match value {
         DeValue::Array(values) => values.iter().map(|value| scalar(value.get_ref())).collect(),
         value => Some(vec![scalar(value)?]),

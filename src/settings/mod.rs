@@ -3,6 +3,7 @@
 
 pub mod definition;
 mod launch_json;
+pub mod provider;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,7 @@ use crate::env as vars;
 use crate::lease::{parse_duration, parse_limit};
 use crate::limits::{Bound, Limits, Unit, parse_bound, parse_percent};
 use crate::ports::{DEFAULT_FREED, PortRange, parse_list, parse_range};
-use crate::run::{RunSpec, Verbosity};
+use crate::run::{Kind, RunSpec, Verbosity};
 use crate::service::Service;
 use crate::sweep;
 
@@ -35,7 +36,7 @@ pub const USER_FILE: &str = "agent-run/config.toml";
 
 /// Every setting, as it stands in a file. The flag has `-` for `_`, the variable is `AGENT_RUN_` and
 /// the name in capitals.
-pub const KEYS: [&str; 34] = [
+pub const KEYS: [&str; 39] = [
     "ttl",
     "idle",
     "grace",
@@ -70,13 +71,23 @@ pub const KEYS: [&str; 34] = [
     "max_restarts",
     "log_size",
     "server_ttl",
+    "session_idle",
+    "max_runs",
+    "max_servers",
+    "max_sessions",
+    "wait",
 ];
 
 /// Tables that other readers of the file understand.
-const TABLES: [&str; 1] = ["server"];
+const TABLES: [&str; 2] = ["server", "provider"];
 
 /// How long a server may live unless something else is asked for.
 const SERVER_TTL: &str = "24h";
+
+/// How long a session may have nothing to do unless something else is asked for.
+const SESSION_IDLE: &str = "5m";
+/// How many sessions may live at once.
+const MAX_SESSIONS: u32 = 20;
 
 /// Those of more than one value.
 const LISTS: [&str; 4] = ["free_ports", "protect", "sweep_places", "sweep_commands"];
@@ -134,6 +145,14 @@ pub enum SettingError {
     #[error("{place}: {why}")]
     Server {
         /// File and line.
+        place: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A provider is described wrongly, or not at all.
+    #[error("{place}: {why}")]
+    Provider {
+        /// File and line, or the flag.
         place: String,
         /// What is wrong.
         why: String,
@@ -202,6 +221,20 @@ pub fn resolve_server(flags: Layer, table: Layer) -> Result<Resolved, SettingErr
         resolved.layer.insert("ttl", general.unwrap_or((SERVER_TTL.to_owned(), Origin::Default)));
     }
     // It has an owner if there is one to find, as nobody sits before it.
+    resolved.layer.entry("owner").or_insert(("auto".to_owned(), Origin::Default));
+    Ok(resolved)
+}
+
+/// Resolves the settings of a session: `flags`, then the environment, then its provider's `table`, then the files. Its idle
+/// time is that of `session_idle` if none of the first three says more.
+pub fn resolve_session(flags: Layer, table: Layer) -> Result<Resolved, SettingError> {
+    let own = flags.contains_key("idle") || table.contains_key("idle");
+    let own = own || env::var_os(variable("idle")).is_some_and(|value| !value.is_empty());
+    let mut resolved = resolve_over(flags, table)?;
+    if !own {
+        let general = resolved.layer.get("session_idle").or(resolved.layer.get("idle")).cloned();
+        resolved.layer.insert("idle", general.unwrap_or((SESSION_IDLE.to_owned(), Origin::Default)));
+    }
     resolved.layer.entry("owner").or_insert(("auto".to_owned(), Origin::Default));
     Ok(resolved)
 }
@@ -332,6 +365,21 @@ impl Resolved {
             spec.verbosity = Verbosity::Quiet;
         }
         self.apply_limits(&mut spec.limits)
+    }
+
+    /// Puts the limits of how many runs of its kind live at once into `spec`.
+    pub fn apply_pool(&self, spec: &mut RunSpec) -> Result<(), SettingError> {
+        let key = match spec.kind {
+            Kind::Run => "max_runs",
+            Kind::Server => "max_servers",
+            Kind::Session => "max_sessions",
+        };
+        spec.pool.most = (spec.kind == Kind::Session).then_some(MAX_SESSIONS);
+        self.take(key, &mut spec.pool.most, |text| match text {
+            "none" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| format!("'{}' is not a number", text.escape_debug())),
+        })?;
+        self.take("wait", &mut spec.pool.wait, |text| parse_duration(text).map_err(|error| error.to_string()))
     }
 
     fn apply_service(&self, service: &mut Service) -> Result<(), SettingError> {

@@ -18,6 +18,8 @@ use super::machine::{Action, Event, Machine, Policy, Verdict};
 use super::meter::{Excess, Meter};
 use super::outputs::Outputs;
 use super::requests::{self, Asked};
+use super::talker::{Door, Pipes};
+use super::talking::{self, Talking};
 use super::{Claims, Handover, Supervised};
 use crate::control::link::{Heard, Link, ToGuard, ToSupervisor};
 use crate::control::{Answer, Request};
@@ -42,14 +44,14 @@ use crate::teardown::progress::KILL_FOR;
 
 /// Supervises the command to its end, and returns the channel with the last word for the guard.
 pub(super) fn drive(handover: Handover, supervised: Supervised) -> (Link, ToGuard) {
-    let Supervised { leader, control, outputs, lease, namespace } = supervised;
+    let Supervised { leader, control, outputs, pipes, lease, namespace } = supervised;
     let mut driver = Driver::new(handover, leader, outputs, lease, namespace);
     // A short command may be over before there is anything to wait by.
     driver.look_at_children();
     if driver.machine.verdict().is_none() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         // Without a runtime or queue (out of descriptors) we cannot know when to act: the run ends now.
-        let watched = runtime.and_then(|runtime| runtime.block_on(driver.watch(control)));
+        let watched = runtime.and_then(|runtime| runtime.block_on(driver.watch(control, pipes)));
         if watched.is_err() {
             driver.end_blindly();
         }
@@ -82,6 +84,10 @@ pub(super) struct Driver {
     save_at: Option<BootTime>,
     /// Commands of checks that run.
     pub(super) probes: HashMap<Pid, oneshot::Sender<Ended>>,
+    /// The way to who talks with a session's program.
+    pub(super) door: Option<Door>,
+    /// Whether that deals with a message, and how many it has had.
+    pub(super) talked: (bool, u64),
     guard_lost: bool,
     /// It had it when the guard was lost.
     leader_had_terminal: bool,
@@ -132,6 +138,8 @@ impl Driver {
             told,
             save_at: None,
             probes: HashMap::new(),
+            door: None,
+            talked: (false, 0),
             lookout,
             meter,
             exceeded: None,
@@ -141,7 +149,7 @@ impl Driver {
         }
     }
 
-    async fn watch(&mut self, control: Option<UnixListener>) -> io::Result<()> {
+    async fn watch(&mut self, control: Option<UnixListener>, pipes: Option<Pipes>) -> io::Result<()> {
         let queue = SignalQueue::open(&[Signal::CHLD, Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT])?;
         let timer = Timer::new()?;
         let (signals, ticks) = (Readiness::of(&queue)?, Readiness::of(&timer)?);
@@ -150,8 +158,11 @@ impl Driver {
         let (asked, mut requests) = mpsc::channel(8);
         // Held here too, so that the channel stays open where nobody serves.
         let _asked = asked.clone();
+        let mut talking = pipes.map(|pipes| Talking::begin(pipes, &self.spec, &self.run)).transpose()?;
+        self.door = talking.as_ref().map(Talking::door);
         if let Some(control) = control {
-            tokio::spawn(requests::serve(tokio::net::UnixListener::from_std(control)?, asked));
+            let listener = tokio::net::UnixListener::from_std(control)?;
+            tokio::spawn(requests::serve(listener, asked, self.door.clone()));
         }
         self.check();
         // What happened before the queue was open.
@@ -166,7 +177,12 @@ impl Driver {
                 ready = gone(owner.as_ref()), if self.machine.goes_on() => { ready?; self.take_in(Event::OwnerGone); }
                 Some(asked) = requests.recv() => self.answer(asked),
                 Some(told) = self.told.recv() => self.hear(told),
+                Some(word) = talking::next(&mut talking) => self.hear_word(word),
             }
+        }
+        self.door = None;
+        if let (Some(talking), Some(verdict)) = (talking, self.machine.verdict()) {
+            talking.end(&verdict).await;
         }
         Ok(())
     }
@@ -390,8 +406,11 @@ impl Driver {
             Request::Restart { grace_s } => self.restart(grace_s.and_then(seconds)),
             Request::Live => {
                 let idle = self.machine.idle_for(BootTime::now());
-                Answer::Live { idle_s: idle.map(|span| span.as_secs_f64()) }
+                let (busy, messages) = self.talked;
+                Answer::Live { idle_s: idle.map(|span| span.as_secs_f64()), busy, messages }
             }
+            Request::Interrupt => self.interrupt(),
+            Request::Talk => self.let_in(),
         };
         if request_counts(&answer) {
             self.machine.step(Event::Activity, BootTime::now());

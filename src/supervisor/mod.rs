@@ -16,6 +16,8 @@ mod requests;
 mod scan;
 mod serving;
 mod start;
+mod talker;
+mod talking;
 
 use std::fs::File;
 use std::io::{self, PipeReader, Read};
@@ -26,6 +28,7 @@ use serde_json::json;
 
 use outputs::Outputs;
 use start::{LaunchFailure, leader_setup, not_executed, not_started, program};
+use talker::Pipes;
 
 use crate::containment::Cell;
 use crate::control::link::{Link, ToGuard, ToLauncher};
@@ -140,6 +143,8 @@ struct Supervised {
     leader: Pid,
     control: Option<UnixListener>,
     outputs: Outputs,
+    /// Our ends of a session's pipes.
+    pipes: Option<Pipes>,
     lease: Option<Lease>,
     namespace: Option<(Pid, Lifeline)>,
 }
@@ -155,7 +160,10 @@ impl Supervised {
         fault::step();
         let mut outputs = Outputs::new(spec, run, log.take())
             .map_err(LaunchFailure::own("cannot write the log of the output"))?;
-        let ends = outputs.open().map_err(LaunchFailure::own("cannot pass the output on"))?;
+        let mut ends = outputs.open().map_err(LaunchFailure::own("cannot pass the output on"))?;
+        let pipes = spec.session.as_ref().map(|_| Pipes::new()).transpose();
+        let (pipes, theirs) = pipes.map_err(LaunchFailure::own("cannot make a pipe"))?.unzip();
+        ends = theirs.or(ends);
         let entrance = cell.as_ref().map(Cell::entrance).transpose();
         let entrance = entrance.map_err(LaunchFailure::own("cannot open the cgroup"))?;
         let mut setup = leader_setup(spec, run, terminal.take(), entrance, claims, ends)
@@ -207,7 +215,7 @@ impl Supervised {
         if let Some(started) = started.take() {
             ToLauncher::Started(run.id().clone()).send(&started);
         }
-        Ok(Supervised { leader, control, outputs, lease, namespace })
+        Ok(Supervised { leader, control, outputs, pipes, lease, namespace })
     }
 }
 

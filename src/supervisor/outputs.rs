@@ -27,7 +27,10 @@ impl Outputs {
     pub(super) fn new(spec: &RunSpec, run: &LiveRun, copy: Option<File>) -> io::Result<Outputs> {
         let checks = spec.service.ready.clone();
         let scans = Scanner::of(&checks).is_some();
-        let sink = if spec.background {
+        let sink = if spec.session.is_some() {
+            // Its output is its replies; only stderr is written down, by whoever talks with it.
+            None
+        } else if spec.background {
             let writer = output::Writer::open(run.directory(), spec.service.log_size)?;
             Some(Sink::Log(Arc::new(Mutex::new(writer))))
         } else {

@@ -29,6 +29,8 @@ pub(super) struct Relay {
 /// The ends that the command gets.
 #[derive(Debug)]
 pub(super) struct CommandEnds {
+    /// For its stdin, if that is not the caller's.
+    pub(super) stdin: Option<OwnedFd>,
     /// For its stdout.
     pub(super) stdout: OwnedFd,
     /// For its stderr.
@@ -85,7 +87,7 @@ pub(super) fn start(sink: &Sink, scanner: Option<&Scanner>) -> io::Result<(Relay
         thread::Builder::new().name("relay".to_owned()).spawn(move || stream.run())?;
     }
     let relay = Relay { moved, leader_lives: Some(leader_lives), done };
-    Ok((relay, CommandEnds { stdout: stdout_end.into(), stderr: stderr_end.into() }))
+    Ok((relay, CommandEnds { stdin: None, stdout: stdout_end.into(), stderr: stderr_end.into() }))
 }
 
 impl Relay {

@@ -35,7 +35,8 @@ type Started = (Pid, oneshot::Receiver<Ended>);
 impl Driver {
     /// Begins to look whether the command is ready.
     pub(super) fn check(&mut self) {
-        let waits = self.spec.gets_ready() && self.machine.is_running();
+        // Whether a session is ready, who talks with it knows.
+        let waits = self.spec.session.is_none() && self.spec.gets_ready() && self.machine.is_running();
         let leaf = self.tree.leaf().and_then(Leaf::id);
         let port = self.run.record.ports.first().copied();
         self.checker = waits.then(|| {
@@ -211,7 +212,7 @@ impl Driver {
 
     fn start_probe(&mut self, command: &str) -> Option<Started> {
         let null = || File::options().write(true).open("/dev/null");
-        let ends = CommandEnds { stdout: null().ok()?.into(), stderr: null().ok()?.into() };
+        let ends = CommandEnds { stdin: None, stdout: null().ok()?.into(), stderr: null().ok()?.into() };
         let setup = leader::LeaderSetup { sockets: Vec::new(), ..self.setup(Some(ends)).ok()? };
         let program = start::shell(command, &self.spec, &self.run).ok()?;
         let pid = leader::start(&program, &setup).ok()?;

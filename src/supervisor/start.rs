@@ -8,9 +8,11 @@ use std::path::Path;
 use super::Claims;
 use super::relay::CommandEnds;
 use crate::exit;
+use crate::oneshot;
 use crate::owner;
+use crate::protocol::Protocol;
 use crate::registry::store::LiveRun;
-use crate::run::{Isolation, RunSpec};
+use crate::run::{Conversation, Isolation, RunSpec};
 use crate::rundir;
 use crate::sys::cgroup::Entrance;
 use crate::sys::files;
@@ -38,7 +40,19 @@ pub(super) fn program(spec: &RunSpec, run: &LiveRun) -> io::Result<Program> {
     let mut variables = rundir::environment(&run.record, &run.managed_path());
     variables.extend(spec.env.iter().cloned());
     let directory = if spec.scratch { Some(run.managed_path()) } else { spec.chdir.clone() };
-    Program::new(&spec.command, owner::not_for(&spec.command), variables, directory)
+    let words = match &spec.session {
+        // Whoever starts a command for each message is ourselves; what is missing is told now.
+        Some(Conversation { protocol: Protocol::Oneshot, .. }) if !is_there(spec) => &spec.command,
+        Some(Conversation { protocol: Protocol::Oneshot, .. }) => &oneshot::words(&spec.command),
+        _ => &spec.command,
+    };
+    Program::new(words, owner::not_for(&spec.command), variables, directory)
+}
+
+fn is_there(spec: &RunSpec) -> bool {
+    let program = Path::new(&spec.command[0]);
+    let named = spec.command[0].as_bytes().contains(&b'/');
+    if named { program.exists() } else { is_on_path(program, spec) }
 }
 
 /// Prepares `command` for `sh`, as the command of the run was prepared.
@@ -61,6 +75,10 @@ pub(super) fn leader_setup(
         run.record.mark = mark.soft;
         rlimits.insert(0, mark);
     }
+    let (input, outputs) = match ends {
+        Some(CommandEnds { stdin, stdout, stderr }) => (stdin, Some((stdout, stderr))),
+        None => (None, None),
+    };
     Ok(LeaderSetup {
         on_supervisor_death: spec.signal,
         rlimits,
@@ -69,7 +87,8 @@ pub(super) fn leader_setup(
         cgroup: entrance,
         isolated: spec.isolation == Isolation::Pid,
         sockets: claims.passed_on(),
-        outputs: ends.map(|CommandEnds { stdout, stderr }| (stdout, stderr)),
+        input,
+        outputs,
     })
 }
 

@@ -187,6 +187,12 @@ pub fn remove_file_in(parent: &File, name: &str) -> io::Result<()> {
     }
 }
 
+/// Gives a pipe as much room as a user may have (`F_SETPIPE_SZ`, fcntl(2)); refused, it keeps what it has.
+pub fn enlarge_pipe(pipe: impl AsFd) {
+    const ROOM: i32 = 1 << 20;
+    let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(ROOM));
+}
+
 /// Fills `bytes` with random ones (`getrandom(2)`, Linux 3.17).
 pub fn fill_random(bytes: &mut [u8]) {
     // SAFETY: the buffer is as long as said. Up to 256 bytes come whole and uninterrupted.

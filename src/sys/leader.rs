@@ -43,6 +43,8 @@ pub struct LeaderSetup {
     pub isolated: bool,
     /// Listening sockets, passed on as `sd_listen_fds(3)` tells: from descriptor 3 on, with LISTEN_PID and LISTEN_FDS.
     pub sockets: Vec<RawFd>,
+    /// In place of the caller's stdin.
+    pub input: Option<OwnedFd>,
     /// In place of the caller's stdout and stderr.
     pub outputs: Option<(OwnedFd, OwnedFd)>,
 }
@@ -360,6 +362,9 @@ fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> Result<(), Unb
     }
     for limit in &setup.rlimits {
         limit.apply().map_err(at("set a limit"))?;
+    }
+    if let Some(stdin) = &setup.input {
+        connect(stdin.as_raw_fd(), 0).map_err(at("connect the input"))?;
     }
     if let Some((stdout, stderr)) = &setup.outputs {
         connect(stdout.as_raw_fd(), 1)

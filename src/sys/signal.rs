@@ -144,6 +144,14 @@ pub fn expect_children() {
     set_default(Signal::CHLD);
 }
 
+/// Lets `signal` pass without effect on this process; what it executes has the default again (`signal(7)`).
+pub fn outlive(signal: Signal) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler = nothing as extern "C" fn(libc::c_int);
+    // SAFETY: the handler does nothing, which is async-signal-safe.
+    unsafe { libc::signal(signal.0, handler as libc::sighandler_t) };
+}
+
 /// Lets signals do again what they do by default: for a process of ours that anybody may end.
 pub fn be_mortal() {
     (1..=64).map(Signal).for_each(set_default);

@@ -4,16 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top. Modules of one line do not import each other.
-const LAYERS: [&[&str]; 18] = [
+const LAYERS: [&[&str]; 19] = [
     &["main"],
     &["cli"],
     &["client", "settings", "failure"],
-    &["server", "sweep"],
+    &["server", "session", "sweep"],
+    &["readiness"],
     &["launch"],
-    &["port"],
+    &["port", "pool"],
     &["stop"],
     &["guard", "supervisor", "recover"],
-    &["ending"],
+    &["ending", "oneshot"],
     &["teardown", "rundir", "control", "owner", "containment"],
     &["usage", "output"],
     &["registry"],

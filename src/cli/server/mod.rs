@@ -2,7 +2,7 @@
 
 pub(super) mod args;
 mod logs;
-mod progress;
+pub(super) mod progress;
 mod restart;
 mod start;
 mod status;
@@ -21,6 +21,8 @@ use crate::registry::seen::{self, SeenRun};
 use crate::run::Kind;
 use crate::settings::nearest;
 use crate::sys::signal;
+pub(super) use progress::Spinner;
+
 use args::ServerVerb;
 
 pub(super) fn run(verb: ServerVerb, printer: &Printer) -> ExitCode {

@@ -8,18 +8,18 @@ use super::super::table::shorten;
 use super::super::view::is_unseen;
 use crate::output;
 use crate::owner;
+use crate::readiness::Progress;
 use crate::registry::seen::SeenRun;
-use crate::server::Progress;
 use crate::sys::tty;
 
 /// A line of its own on stderr, if that is a terminal.
-pub(super) struct Spinner {
+pub(in crate::cli) struct Spinner {
     is_there: bool,
     turns: Cell<usize>,
 }
 
 impl Spinner {
-    pub(super) fn new(quiet: bool) -> Spinner {
+    pub(in crate::cli) fn new(quiet: bool) -> Spinner {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         // An agent may have given us a terminal that nobody looks at.
         let is_there = !quiet && !dumb && stderr().is_terminal() && !owner::is_agents();

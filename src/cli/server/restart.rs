@@ -7,6 +7,7 @@ use super::progress::Spinner;
 use super::{default_name, find, grace, unknown};
 use crate::exit;
 use crate::failure::Failure;
+use crate::readiness::NotReady;
 use crate::registry::record::State;
 use crate::server::{self, ServerError};
 use crate::sys::signal;
@@ -28,7 +29,7 @@ pub(super) fn run(args: &RestartArgs, printer: &Printer) -> Result<u8, Failure> 
     let spinner = Spinner::new(printer.is_json());
     // What is started again is not ours to end: Ctrl-C ends the wait alone.
     if let Err(error) = server::restart(&mut run, grace, &spinner) {
-        if let ServerError::Interrupted(signal) = error {
+        if let ServerError::NotReady(NotReady::Interrupted(signal)) = error {
             printer.note(&format!("{name} goes on being restarted"));
             signal::die_of(signal);
         }

@@ -18,6 +18,7 @@ use crate::failure::Failure;
 use crate::launch;
 use crate::lease::format_duration;
 use crate::ports;
+use crate::readiness::NotReady;
 use crate::registry::seen::SeenRun;
 use crate::run::{Isolation, Kind, RunSpec, Verbosity};
 use crate::server::{self, Found, ServerError};
@@ -102,7 +103,7 @@ fn left(error: ServerError, started: &[(SeenRun, Found)], printer: &Printer) -> 
 
 /// A signal ends us as it would have ended a command.
 fn interrupted(error: ServerError) -> Failure {
-    if let ServerError::Interrupted(signal) = error {
+    if let ServerError::NotReady(NotReady::Interrupted(signal)) = error {
         signal::die_of(signal);
     }
     error.into()
@@ -199,6 +200,7 @@ fn spec(definition: &Definition, mut options: RunOptions, flags: Layer) -> Resul
         resolved.explain().iter().for_each(|line| crate::guard::say(line));
     }
     (spec.kind, spec.background, spec.verbosity) = (Kind::Server, true, Verbosity::Quiet);
+    resolved.apply_pool(&mut spec)?;
     if spec.service.ready.is_empty() && !spec.ports.is_empty() {
         spec.service.ready = vec![Check::Port];
     }

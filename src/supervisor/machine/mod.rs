@@ -50,6 +50,8 @@ pub enum Event {
     Renew(Option<Duration>),
     /// The tree has read or written, or somebody asked for something.
     Activity,
+    /// A message was sent to it, or its reply is complete.
+    Busy(bool),
     /// All that makes it ready is true.
     Ready,
     /// What makes it healthy was found true, or false.
@@ -138,6 +140,8 @@ pub struct Policy {
     pub restart: Restart,
     /// How often in a row.
     pub max_restarts: Option<u32>,
+    /// Whether it answers messages.
+    pub is_session: bool,
 }
 
 impl Policy {
@@ -153,6 +157,7 @@ impl Policy {
             ready_timeout: spec.service.ready_timeout,
             restart: spec.service.restart,
             max_restarts: spec.service.max_restarts,
+            is_session: spec.session.is_some(),
         }
     }
 }
@@ -214,6 +219,8 @@ struct IdleWatch {
     limit: Duration,
     last: BootTime,
     next_look: BootTime,
+    /// A message is being answered.
+    busy: bool,
 }
 
 impl IdleWatch {
@@ -224,7 +231,7 @@ impl IdleWatch {
     }
 
     fn begin(limit: Duration, now: BootTime) -> IdleWatch {
-        IdleWatch { limit, last: now, next_look: now + Self::pause(limit) }
+        IdleWatch { limit, last: now, next_look: now + Self::pause(limit), busy: false }
     }
 }
 
@@ -352,6 +359,12 @@ impl Machine {
             Event::OwnerGone => self.end(Reason::OwnerGone, self.policy.signal, None, now),
             // As the kernel would: what is out of bounds gets no time to go further.
             Event::Exceeded(reason) => self.fail(reason, Some(Duration::ZERO), now),
+            Event::Busy(busy) => {
+                if let Some(idle) = &mut self.idle {
+                    (idle.last, idle.busy) = (now, busy);
+                }
+                Vec::new()
+            }
             Event::Ready => self.ready(now),
             Event::Health(ok) => self.health(ok, now),
             Event::Restart { grace } => self.restart(grace, now),
@@ -434,12 +447,14 @@ impl Machine {
             return Vec::new();
         }
         idle.next_look = now + IdleWatch::pause(idle.limit);
-        vec![Action::Sample]
+        // What a session's program does without being asked keeps nobody waiting.
+        if self.policy.is_session { Vec::new() } else { vec![Action::Sample] }
     }
 
     /// To be called after [`Action::Sample`] was carried out and its [`Event::Activity`], if any, taken in.
     pub fn judge_idleness(&mut self, now: BootTime) -> Vec<Action> {
-        let over = self.idle.is_some_and(|idle| now.saturating_since(idle.last) >= idle.limit);
+        let is_over = |idle: IdleWatch| !idle.busy && now.saturating_since(idle.last) >= idle.limit;
+        let over = self.idle.is_some_and(is_over);
         if over && self.is_running() {
             self.end(Reason::Idle, self.policy.signal, None, now)
         } else {

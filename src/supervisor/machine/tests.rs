@@ -17,6 +17,7 @@ fn policy() -> Policy {
         ready_timeout: None,
         restart: Restart::Never,
         max_restarts: None,
+        is_session: false,
     }
 }
 

@@ -1,0 +1,239 @@
+//! What is said on a connection that talks with a session, after [`super::Request::Talk`]: frames of a kind, a length and
+//! so many bytes, since replies are large and need not be text.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::protocol::CompleteBy;
+
+/// A frame is never longer, in bytes.
+pub const LONGEST: usize = 64 << 20;
+/// The kind and the length, little-endian.
+const HEADER: usize = 5;
+
+/// How a message is to be dealt with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// Seconds until its reply is not waited for any more; null for no end.
+    pub timeout_s: Option<f64>,
+    /// Whether what the program says is wanted as it comes.
+    pub stream: bool,
+    /// Whether it waits for its turn.
+    pub wait: bool,
+}
+
+/// How a reply ended, after its text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// By what it was known that it is complete; null if the program died.
+    pub complete_by: Option<CompleteBy>,
+    /// From the message to here, in seconds.
+    pub duration_s: f64,
+    /// Bytes of the text.
+    pub bytes: u64,
+    /// Why the message was not dealt with as it should have been.
+    pub failed: Option<String>,
+    /// The status that the program gave.
+    pub status: Option<i32>,
+    /// What the program said of it, without the text.
+    pub details: Option<Value>,
+    /// What went to stderr meanwhile, at most the last 64 KiB of it.
+    pub stderr: String,
+    /// How the session ended in the middle of the reply.
+    pub died: Option<String>,
+}
+
+/// Why a message was not dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedFor {
+    /// Another one is.
+    Busy,
+    /// It cannot be one, or there is no talking with the program any more.
+    Protocol,
+    /// The session has ended.
+    Died,
+}
+
+/// A message was not dealt with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Why not, in a word.
+    pub kind: RefusedFor,
+    /// Why not.
+    pub message: String,
+}
+
+/// To the session.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToSession {
+    /// A message.
+    Send(Head, String),
+    /// The end of the reply is wanted.
+    Interrupt,
+}
+
+/// From the session.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromSession {
+    /// More of the reply's text.
+    Text(Vec<u8>),
+    /// It is over.
+    Over(Box<Reply>),
+    /// There will be none.
+    Refused(Refusal),
+}
+
+fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let mut bytes = Vec::with_capacity(HEADER + length);
+    bytes.push(kind);
+    bytes.extend((length as u32).to_le_bytes());
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
+    bytes
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Serialising plain structs into memory has no way to fail.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+impl ToSession {
+    /// Returns the bytes of the frame.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            ToSession::Send(head, text) => {
+                let head = json(head);
+                frame(b'S', &[&(head.len() as u32).to_le_bytes(), &head, text.as_bytes()])
+            }
+            ToSession::Interrupt => frame(b'I', &[]),
+        }
+    }
+
+    fn decode(kind: u8, body: &[u8]) -> Option<ToSession> {
+        match kind {
+            b'S' => {
+                let length = u32::from_le_bytes(body.get(..4)?.try_into().ok()?) as usize;
+                let (head, text) = body[4..].split_at_checked(length)?;
+                let text = String::from_utf8(text.to_vec()).ok()?;
+                Some(ToSession::Send(serde_json::from_slice(head).ok()?, text))
+            }
+            b'I' => Some(ToSession::Interrupt),
+            _ => None,
+        }
+    }
+}
+
+impl FromSession {
+    /// Returns the beginning of a text frame, which `length` bytes follow.
+    pub fn text_header(length: usize) -> [u8; HEADER] {
+        let mut header = [b'T', 0, 0, 0, 0];
+        header[1..].copy_from_slice(&(length as u32).to_le_bytes());
+        header
+    }
+
+    /// Returns the bytes of the frame.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            FromSession::Text(text) => frame(b'T', &[text]),
+            FromSession::Over(reply) => frame(b'O', &[&json(reply)]),
+            FromSession::Refused(refusal) => frame(b'R', &[&json(refusal)]),
+        }
+    }
+
+    fn decode(kind: u8, body: &[u8]) -> Option<FromSession> {
+        match kind {
+            b'T' => Some(FromSession::Text(body.to_vec())),
+            b'O' => serde_json::from_slice(body).ok().map(|reply| FromSession::Over(Box::new(reply))),
+            b'R' => serde_json::from_slice(body).ok().map(FromSession::Refused),
+            _ => None,
+        }
+    }
+}
+
+/// Something else than a frame has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what was received is no frame")]
+pub struct NoFrame;
+
+/// What has come of frames.
+#[derive(Debug, Default)]
+pub struct Received {
+    /// To be filled by whoever reads.
+    pub bytes: Vec<u8>,
+    /// So many of them are dealt with.
+    taken: usize,
+}
+
+impl Received {
+    fn next(&mut self) -> Result<Option<(u8, std::ops::Range<usize>)>, NoFrame> {
+        let rest = &self.bytes[self.taken..];
+        let Some(header) = rest.first_chunk::<HEADER>() else { return Ok(self.keep()) };
+        let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
+        if length > LONGEST {
+            return Err(NoFrame);
+        }
+        if rest.len() < HEADER + length {
+            return Ok(self.keep());
+        }
+        let begin = self.taken + HEADER;
+        self.taken = begin + length;
+        Ok(Some((header[0], begin..begin + length)))
+    }
+
+    /// What is not whole yet moves to the front.
+    fn keep<T>(&mut self) -> Option<T> {
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
+        None
+    }
+
+    /// Takes the next frame to the session; `None` until it is all there.
+    pub fn to_session(&mut self) -> Result<Option<ToSession>, NoFrame> {
+        let next = self.next()?;
+        next.map(|(kind, at)| ToSession::decode(kind, &self.bytes[at]).ok_or(NoFrame)).transpose()
+    }
+
+    /// Takes the next frame from the session; `None` until it is all there.
+    pub fn from_session(&mut self) -> Result<Option<FromSession>, NoFrame> {
+        let next = self.next()?;
+        next.map(|(kind, at)| FromSession::decode(kind, &self.bytes[at]).ok_or(NoFrame)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_the_wire_in_any_pieces() {
+        let head = Head { timeout_s: Some(1.5), stream: true, wait: false };
+        let sent = [ToSession::Send(head, "hällo\n".into()), ToSession::Interrupt];
+        let bytes: Vec<u8> = sent.iter().flat_map(ToSession::encode).collect();
+        for size in 1..bytes.len() {
+            let (mut received, mut got) = (Received::default(), Vec::new());
+            for piece in bytes.chunks(size) {
+                received.bytes.extend_from_slice(piece);
+                while let Some(frame) = received.to_session().unwrap() {
+                    got.push(frame);
+                }
+            }
+            assert_eq!(got, sent, "{size}");
+        }
+        let refusal = Refusal { kind: RefusedFor::Busy, message: "no".into() };
+        for frame in [FromSession::Text(vec![0, 255]), FromSession::Refused(refusal)] {
+            let mut received = Received { bytes: frame.encode(), taken: 0 };
+            assert_eq!(received.from_session(), Ok(Some(frame)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_frame_is_refused() {
+        for bytes in
+            [&b"S\x04\0\0\0\xff\xff\xff\xff"[..], b"X\0\0\0\0", b"S\xff\xff\xff\xff", b"S\x02\0\0\0ab"]
+        {
+            let mut received = Received { bytes: bytes.to_vec(), taken: 0 };
+            assert_eq!(received.to_session(), Err(NoFrame), "{bytes:?}");
+        }
+    }
+}

@@ -131,7 +131,7 @@ impl Run {
 }
 
 /// Returns the binary to launch with, checked once a process.
-fn binary() -> Result<&'static Path, ClientError> {
+pub(crate) fn binary() -> Result<&'static Path, ClientError> {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     if let Some(path) = FOUND.get() {
         return Ok(path);
@@ -223,7 +223,7 @@ fn port_words(spec: &RunSpec) -> Vec<OsString> {
     words
 }
 
-fn limit_words(limits: &Limits) -> impl Iterator<Item = OsString> {
+pub(crate) fn limit_words(limits: &Limits) -> impl Iterator<Item = OsString> {
     let table = [
         ("nofile", limits.nofile),
         ("fsize", limits.fsize),

@@ -22,7 +22,7 @@
 //!
 //! # Modules
 //!
-//! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`client`],
+//! From the top; each imports only from those below it, and a test holds that: [`cli`] → [`manager`] → [`client`],
 //! [`settings`], [`failure`] → [`server`], [`session`], [`sweep`] → [`readiness`] → [`launch`] → [`port`], [`pool`] → [`stop`] → [`guard`], [`supervisor`], [`recover`] → [`ending`], [`oneshot`] → [`teardown`],
 //! [`rundir`], [`control`], [`owner`], [`containment`], [`usage`], [`output`] → [`registry`] → [`run`] → [`protocol`] → [`exit`], [`limits`], [`ports`], [`programs`], [`service`], [`lease`], [`mod@env`] → [`sys`].
 //!
@@ -55,6 +55,7 @@ pub mod guard;
 pub mod launch;
 pub mod lease;
 pub mod limits;
+pub mod manager;
 pub mod oneshot;
 pub mod output;
 pub mod owner;
@@ -82,6 +83,7 @@ pub mod usage;
 pub use client::{ClientError, Run, launch_run};
 pub use exit::{Ending, Reason};
 pub use limits::{Bound, Limits};
+pub use manager::{Manager, ManagerConfig, ManagerError, SessionSpec};
 pub use registry::record::{End, Record};
 pub use run::{Isolation, Keep, OwnerChoice, RunId, RunSpec};
 pub use sys::signal::Signal;

@@ -20,6 +20,8 @@ struct Current {
     /// Texts come in pieces, so whole ones repeat them.
     in_pieces: bool,
     streamed: bool,
+    /// What it has said, kept in case that the result never comes.
+    said: String,
 }
 
 impl Talk for Claude {
@@ -38,7 +40,13 @@ impl Talk for Claude {
             "message": { "role": "user", "content": [{ "type": "text", "text": message.text }] },
             "parent_tool_use_id": null,
         }));
-        self.current = Some(Current { uuid, stream: message.stream, in_pieces: false, streamed: false });
+        self.current = Some(Current {
+            uuid,
+            stream: message.stream,
+            in_pieces: false,
+            streamed: false,
+            said: String::new(),
+        });
         Ok(())
     }
 
@@ -51,6 +59,11 @@ impl Talk for Claude {
             }
         });
         out.broken = fed.err().map(|error| error.why());
+    }
+
+    fn cut_off(&mut self, out: &mut Out) {
+        let said = self.current.take().map(|current| current.said).unwrap_or_default();
+        out.text.extend_from_slice(said.as_bytes());
     }
 
     fn interrupt(&mut self, out: &mut Out) -> bool {
@@ -81,25 +94,30 @@ fn hear(event: &Value, current: &mut Option<Current>, out: &mut Out) {
         // What its own agents say is not for whoever asked it.
         Some("stream_event") if event["parent_tool_use_id"].is_null() => {
             let delta = &event["event"]["delta"];
-            if let Some((current, text)) = streaming(current).zip(delta["text"].as_str()) {
-                (current.in_pieces, current.streamed) = (true, true);
-                out.text.extend_from_slice(text.as_bytes());
+            if let Some((current, text)) = current.as_mut().zip(delta["text"].as_str()) {
+                current.in_pieces = true;
+                current.say(text, out);
             }
         }
         Some("assistant") if event["parent_tool_use_id"].is_null() => {
-            let Some(current) = streaming(current).filter(|current| !current.in_pieces) else { return };
+            let Some(current) = current.as_mut().filter(|current| !current.in_pieces) else { return };
             for block in event["message"]["content"].as_array().into_iter().flatten() {
-                let text = block["text"].as_str().unwrap_or_default();
-                current.streamed |= !text.is_empty();
-                out.text.extend_from_slice(text.as_bytes());
+                current.say(block["text"].as_str().unwrap_or_default(), out);
             }
         }
         _ => {}
     }
 }
 
-fn streaming(current: &mut Option<Current>) -> Option<&mut Current> {
-    current.as_mut().filter(|current| current.stream)
+impl Current {
+    fn say(&mut self, text: &str, out: &mut Out) {
+        if self.stream {
+            self.streamed |= !text.is_empty();
+            out.text.extend_from_slice(text.as_bytes());
+        } else {
+            self.said.push_str(text);
+        }
+    }
 }
 
 /// Nobody is here to allow anything or to run hooks; unanswered, it would wait for ever.

@@ -110,6 +110,11 @@ impl Talk for Codex {
         }
     }
 
+    fn cut_off(&mut self, out: &mut Out) {
+        let current = self.state.current.take().filter(|current| !current.stream);
+        out.text.extend_from_slice(current.map(|current| current.last_word).unwrap_or_default().as_bytes());
+    }
+
     fn interrupt(&mut self, out: &mut Out) -> bool {
         if let Some(current) = &mut self.state.current {
             current.interrupted = true;
@@ -273,6 +278,12 @@ impl Current {
         if self.stream {
             self.begin_item(item, out);
             out.text.extend_from_slice(delta.as_bytes());
+        } else {
+            if self.item.as_deref() != item.as_str() {
+                self.item = item.as_str().map(str::to_owned);
+                self.last_word.clear();
+            }
+            self.last_word.push_str(delta);
         }
     }
 

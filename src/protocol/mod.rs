@@ -231,6 +231,9 @@ pub trait Talk: Send {
         false
     }
 
+    /// The program has ended in the middle of a reply: gives what was kept for its end.
+    fn cut_off(&mut self, _out: &mut Out) {}
+
     /// After how long without anything from the program [`Talk::still`] is to be called.
     fn pause(&self) -> Option<Duration> {
         None

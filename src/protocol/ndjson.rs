@@ -63,7 +63,8 @@ impl Talk for Ndjson {
 
 fn has(line: &Value, field: &[String], wanted: &str) -> bool {
     let found = field.iter().try_fold(line, |value, name| value.get(name));
-    found.is_some_and(|found| {
-        found.as_str().map_or_else(|| found.to_string() == wanted, |text| text == wanted)
+    found.is_some_and(|found| match found.as_str() {
+        Some(text) => text == wanted,
+        None => serde_json::from_str::<Value>(wanted).is_ok_and(|wanted| wanted == *found),
     })
 }

@@ -54,6 +54,11 @@ impl Talk for Marker {
         Ok(())
     }
 
+    fn cut_off(&mut self, out: &mut Out) {
+        out.text.append(&mut self.held);
+        self.marker = None;
+    }
+
     fn take(&mut self, bytes: &[u8], out: &mut Out) {
         // What nobody waits for is nobody's.
         let Some(marker) = &self.marker else { return };
@@ -187,6 +192,12 @@ impl Talk for Prompt {
         self.line.clear();
         self.goes_on = true;
         Ok(())
+    }
+
+    fn cut_off(&mut self, out: &mut Out) {
+        if std::mem::take(&mut self.goes_on) {
+            out.text.append(&mut self.line);
+        }
     }
 
     fn take(&mut self, bytes: &[u8], out: &mut Out) {

@@ -86,7 +86,7 @@ impl Connection {
     /// Waits for more of the reply.
     pub fn hear(&mut self) -> Result<Heard, TalkError> {
         loop {
-            match self.next()? {
+            match self.take()? {
                 Some(heard) => return Ok(heard),
                 None => self.receive()?,
             }
@@ -94,7 +94,7 @@ impl Connection {
     }
 
     /// Takes what has been received of the reply; `None` if that is nothing whole.
-    pub fn next(&mut self) -> Result<Option<Heard>, TalkError> {
+    pub fn take(&mut self) -> Result<Option<Heard>, TalkError> {
         match self.received.from_session().map_err(io::Error::other)? {
             Some(FromSession::Text(text)) => Ok(Some(Heard::Text(text))),
             Some(FromSession::Over(reply)) => Ok(Some(Heard::Over(reply))),

@@ -2,6 +2,7 @@
 //! started or found again, and how messages reach it.
 
 pub mod connection;
+pub mod health;
 
 use std::io;
 use std::path::Path;

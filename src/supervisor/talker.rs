@@ -467,7 +467,13 @@ impl Talker {
             }
         }
         self.listen_to_stderr();
-        if let Some(current) = self.current.take() {
+        if let Some(mut current) = self.current.take() {
+            let mut out = Out::default();
+            self.talk.cut_off(&mut out);
+            if !out.text.is_empty() {
+                current.bytes += out.text.len() as u64;
+                tell_client(&current, FromSession::Text(out.text)).await;
+            }
             let reply = Reply { died: Some(why.clone()), ..reply_of(&current, None) };
             tell_client(&current, FromSession::Over(Box::new(reply))).await;
         }

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top. Modules of one line do not import each other.
-const LAYERS: [&[&str]; 19] = [
+const LAYERS: [&[&str]; 20] = [
     &["main"],
     &["cli"],
+    &["manager"],
     &["client", "settings", "failure"],
     &["server", "session", "sweep"],
     &["readiness"],

@@ -13,7 +13,7 @@ const INVALID_PARAMS: i64 = -32602;
 const INTERNAL_ERROR: i64 = -32603;
 const AUTH_REQUIRED: i64 = -32000;
 
-pub fn run() {
+pub(crate) fn run() {
     let (stage, sessions) = (Stage::open(true), HashMap::new());
     let mut agent = Agent { stage, sessions };
     loop {

@@ -6,7 +6,7 @@ use crate::Args;
 use crate::script::Script;
 use crate::stage::{End, Stage, one_shot, refuse, send, uuid, with};
 
-pub fn run(args: &Args) {
+pub(crate) fn run(args: &Args) {
     let format = args.value("--output-format").unwrap_or("text");
     let talks = args.value("--input-format") == Some("stream-json");
     if !args.has("-p") && !args.has("--print") {

@@ -13,7 +13,7 @@ const NOT_INITIALIZED: i64 = -32002;
 const INVALID_REQUEST: i64 = -32600;
 const OVERLOADED: i64 = -32001;
 
-pub fn run(args: &Args) {
+pub(crate) fn run(args: &Args) {
     match args.0.first().map(String::as_str) {
         Some("app-server") => Server::open().serve(),
         Some("exec") => exec(Args(args.0[1..].to_vec())),

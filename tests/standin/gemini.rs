@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::Args;
 use crate::stage::{one_shot, uuid, with};
 
-pub fn run(args: &Args) {
+pub(crate) fn run(args: &Args) {
     if args.has("--acp") || args.has("--experimental-acp") {
         return crate::acp::run();
     }

@@ -3,6 +3,14 @@
 //! Which one is told by the file name it was started as or, when that is `standin`, by the first argument.
 //! The message steers the reply (see `script`), the environment variable STANDIN the process (see `stage`).
 
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::exit,
+    reason = "a test helper"
+)]
+
 mod acp;
 mod claude;
 mod codex;

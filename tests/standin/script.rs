@@ -11,14 +11,14 @@ const WORDS: &str = "api_error approve bytes chunks delay die error foreign fore
     max_turns no_result no_uuid notify overloaded silence stderr unknown_request";
 
 #[derive(Default)]
-pub struct Script {
+pub(crate) struct Script {
     words: Vec<(String, String)>,
     rest: String,
 }
 
 impl Script {
     /// Parses a message's content: a string, or an array of blocks with texts.
-    pub fn parse(content: &Value) -> Script {
+    pub(crate) fn parse(content: &Value) -> Script {
         let blocks = content.as_array().into_iter().flatten();
         let texts: Vec<&str> = blocks.filter_map(|block| block["text"].as_str()).collect();
         let text = content.as_str().map_or_else(|| texts.join("\n"), str::to_owned);
@@ -32,11 +32,11 @@ impl Script {
         script
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.value(name).is_some()
     }
 
-    pub fn value(&self, name: &str) -> Option<&str> {
+    pub(crate) fn value(&self, name: &str) -> Option<&str> {
         let found = self.words.iter().find(|(word, _)| word == name);
         found.map(|(_, value)| value.as_str())
     }
@@ -48,13 +48,13 @@ impl Script {
     }
 
     /// How long the reply is to be waited for.
-    pub fn wait(&self) -> Duration {
+    pub(crate) fn wait(&self) -> Duration {
         let [delay, late] = ["delay", "late"].map(|name| self.number(name).unwrap_or(0));
         Duration::from_millis(delay + late)
     }
 
     /// The reply's text; `count` is the number of this message in its conversation.
-    pub fn reply(&self, count: u64, tail: &str) -> String {
+    pub(crate) fn reply(&self, count: u64, tail: &str) -> String {
         let text = match self.number("bytes") {
             Some(size) => "x".repeat(size as usize),
             None if self.rest == "history" => format!("you said: history ({count})"),
@@ -64,7 +64,7 @@ impl Script {
     }
 
     /// The text in as many pieces as `chunks` says, or in `usual` ones, or in one where `bytes` told its size.
-    pub fn pieces(&self, text: &str, usual: u64) -> Vec<String> {
+    pub(crate) fn pieces(&self, text: &str, usual: u64) -> Vec<String> {
         let usual = if self.has("bytes") { 1 } else { usual };
         let wanted = self.number("chunks").unwrap_or(usual).max(1) as usize;
         if wanted == 1 {

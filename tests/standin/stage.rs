@@ -18,10 +18,10 @@ use serde_json::{Value, json};
 use crate::script::Script;
 
 /// What came of a wait; the error is the interrupt that ended it.
-pub type Heard<T> = Result<T, Value>;
+pub(crate) type Heard<T> = Result<T, Value>;
 
 /// How a turn ended that was not interrupted; `Open` is one that is not to be completed.
-pub enum End {
+pub(crate) enum End {
     Done(String),
     Failed,
     Open,
@@ -35,7 +35,7 @@ enum Kind {
     Other,
 }
 
-pub struct Stage {
+pub(crate) struct Stage {
     messages: Receiver<Value>,
     held: VecDeque<Value>,
     /// The turn or session that an interrupt must name to be meant for the turn being played.
@@ -54,7 +54,7 @@ macro_rules! send {
 pub(crate) use send;
 
 impl Stage {
-    pub fn open(tagged: bool) -> Stage {
+    pub(crate) fn open(tagged: bool) -> Stage {
         let (sender, messages) = channel();
         thread::spawn(move || read_stdin(sender));
         Stage::new(messages, tagged)
@@ -65,13 +65,13 @@ impl Stage {
     }
 
     /// The next message, first of those put off during a turn.
-    pub fn next(&mut self) -> Value {
+    pub(crate) fn next(&mut self) -> Value {
         let held = self.held.pop_front();
         held.unwrap_or_else(|| self.messages.recv().unwrap_or_else(|_| at_end()))
     }
 
     /// What precedes every reply: `stderr`, `half` and `garbage`.
-    pub fn begin(&mut self, script: &Script) {
+    pub(crate) fn begin(&mut self, script: &Script) {
         self.split = script.has("half");
         if let Some(text) = script.value("stderr") {
             eprintln!("{text}");
@@ -82,7 +82,7 @@ impl Stage {
     }
 
     /// Plays a turn up to its end: the wait, `ask` (a method and its parameters) if told to, and the text.
-    pub fn play(
+    pub(crate) fn play(
         &mut self,
         script: &Script,
         count: u64,
@@ -138,7 +138,7 @@ impl Stage {
     }
 
     /// Reads on and answers nothing, not even an interrupt, until another prompt comes.
-    pub fn silence(&mut self) {
+    pub(crate) fn silence(&mut self) {
         self.hear(None, &[Kind::Prompt]);
     }
 
@@ -175,7 +175,7 @@ impl Stage {
     }
 
     /// Writes the reply's lines; `notify` has an aside follow each, `die` ends the process amid them.
-    pub fn say(&self, script: &Script, lines: &[Value], aside: impl Fn(usize) -> Value) {
+    pub(crate) fn say(&self, script: &Script, lines: &[Value], aside: impl Fn(usize) -> Value) {
         for (at, line) in lines.iter().enumerate() {
             if script.has("die") && at == lines.len() / 2 {
                 let line = self.encode(line);
@@ -190,7 +190,7 @@ impl Stage {
     }
 
     /// Writes a line, with `half` byte by byte where its characters have several.
-    pub fn line(&self, message: &Value) {
+    pub(crate) fn line(&self, message: &Value) {
         let line = self.encode(message);
         if !self.split {
             return write(line.as_bytes());
@@ -214,14 +214,14 @@ impl Stage {
         }
     }
 
-    pub fn error(&self, id: &Value, code: i64, message: &str) {
+    pub(crate) fn error(&self, id: &Value, code: i64, message: &str) {
         send!(self, {"id": id, "error": {"code": code, "message": message}});
     }
 }
 
 /// Plays a one-shot run. `build` is given the reply's text in pieces (none if the run is to fail) and tells
 /// what to write at once, as the reply, and after it.
-pub fn one_shot(prompt: &str, build: impl Fn(&[String]) -> [Vec<Value>; 3]) -> ! {
+pub(crate) fn one_shot(prompt: &str, build: impl Fn(&[String]) -> [Vec<Value>; 3]) -> ! {
     let script = Script::parse(&json!(prompt));
     if script.has("silence") {
         park();
@@ -249,7 +249,7 @@ pub fn one_shot(prompt: &str, build: impl Fn(&[String]) -> [Vec<Value>; 3]) -> !
 }
 
 /// All of stdin, as a one-shot run reads its prompt.
-pub fn read_all() -> String {
+pub(crate) fn read_all() -> String {
     let mut text = String::new();
     let _ = stdin().read_to_string(&mut text);
     log(&text);
@@ -289,14 +289,14 @@ fn is_prompt(message: &Value) -> bool {
 }
 
 /// The value of a switch in STANDIN, empty if it has none.
-pub fn switch(name: &str) -> Option<String> {
+pub(crate) fn switch(name: &str) -> Option<String> {
     let switches = std::env::var("STANDIN").ok()?;
     let pair = |switch| str::split_once(switch, '=').unwrap_or((switch, ""));
     let found = switches.split(',').map(pair).find(|pair| pair.0 == name);
     found.map(|pair| pair.1.to_owned())
 }
 
-pub fn apply_switches() {
+pub(crate) fn apply_switches() {
     if switch("ignore_term").is_some() {
         for signal in [libc::SIGTERM, libc::SIGINT] {
             // SAFETY: ignoring a signal runs no code of ours.
@@ -338,7 +338,7 @@ fn park() -> ! {
 }
 
 /// Ends a run that the test itself got wrong.
-pub fn refuse(why: &str) -> ! {
+pub(crate) fn refuse(why: &str) -> ! {
     eprintln!("standin: {why}");
     exit(64)
 }
@@ -360,14 +360,14 @@ fn die(signal: &str) -> ! {
 }
 
 /// A random identifier in the form of a UUID.
-pub fn uuid() -> String {
+pub(crate) fn uuid() -> String {
     let random = RandomState::new().hash_one(0);
     let (high, low, all) = (random >> 32, random & 0xffff, random >> 16);
     format!("{high:08x}-{low:04x}-4000-8000-{all:012x}")
 }
 
 /// The object with the fields of another added or replaced.
-pub fn with(mut object: Value, extra: Value) -> Value {
+pub(crate) fn with(mut object: Value, extra: Value) -> Value {
     if let (Value::Object(fields), Value::Object(extra)) = (&mut object, extra) {
         fields.extend(extra);
     }

@@ -9,41 +9,13 @@ use super::super::printer::Printer;
 use super::super::{root, table, view};
 use super::args::HealthArgs;
 use super::find;
-use crate::control::client::ask;
-use crate::control::{Answer, Request};
 use crate::failure::Failure;
 use crate::limits::format_size;
 use crate::registry::record::Record;
 use crate::registry::seen::SeenRun;
+use crate::session::health::{Health, ProcessHealth, Seen, look};
 use crate::session::living;
 use crate::sys::tty;
-use crate::usage::{Census, Usage};
-
-/// A session with what only a look at the moment tells.
-struct Seen {
-    run: SeenRun,
-    alive: bool,
-    idle_s: Option<f64>,
-    busy: bool,
-    messages: u64,
-    usage: Option<Usage>,
-}
-
-fn look(runs: Vec<SeenRun>) -> Vec<Seen> {
-    let alive: Vec<bool> = runs.iter().map(SeenRun::is_supervised).collect();
-    let records =
-        runs.iter().zip(&alive).filter(|(_, alive)| **alive).filter_map(|(run, _)| run.record.as_ref().ok());
-    let census = Census::take(records);
-    let look = |(run, alive): (SeenRun, bool)| {
-        let (idle_s, busy, messages) = match alive.then(|| ask(&run.directory, Request::Live)) {
-            Some(Ok(Answer::Live { idle_s, busy, messages })) => (idle_s, busy, messages),
-            _ => (None, false, 0),
-        };
-        let usage = run.record.as_ref().ok().filter(|_| alive).map(|record| census.usage_with_fds(record));
-        Seen { run, alive, idle_s, busy, messages, usage }
-    };
-    runs.into_iter().zip(alive).map(look).collect()
-}
 
 fn sessions() -> Result<Vec<SeenRun>, Failure> {
     Ok(root()?.map(|root| living(&root)).unwrap_or_default())
@@ -101,55 +73,33 @@ pub(super) fn run(args: &HealthArgs, printer: &Printer) -> Result<u8, Failure> {
         None => sessions()?,
     };
     let seen = look(runs);
-    let alive = seen.iter().filter(|it| it.alive).count();
-    let dead = seen.len() - alive;
+    let health = Health::of(&seen);
     if printer.is_json() {
-        let processes: Vec<Value> = seen.iter().map(process).collect();
+        let processes = health.processes.iter().zip(&seen).map(|(process, seen)| {
+            let mut value = serde_json::to_value(process).unwrap_or_default();
+            value["run"] = document(seen);
+            value
+        });
         printer.fields(&[
-            ("total_processes", json!(seen.len())),
-            ("alive_processes", json!(alive)),
-            ("dead_processes", json!(dead)),
-            ("processes", json!(processes)),
+            ("total_processes", json!(health.total_processes)),
+            ("alive_processes", json!(health.alive_processes)),
+            ("dead_processes", json!(health.dead_processes)),
+            ("processes", processes.collect()),
         ]);
     } else {
-        let lines = seen.iter().map(line);
-        let first = format!("{} sessions: {alive} alive, {dead} dead", seen.len());
+        let (alive, dead) = (health.alive_processes, health.dead_processes);
+        let first = format!("{} sessions: {alive} alive, {dead} dead", health.total_processes);
+        let lines = health.processes.iter().zip(&seen).map(|(process, seen)| line(process, seen));
         printer.answer(&[first].into_iter().chain(lines).collect::<Vec<_>>().join("\n"));
     }
-    Ok(u8::from(dead > 0))
+    Ok(u8::from(health.dead_processes > 0))
 }
 
-fn process(seen: &Seen) -> Value {
-    let record = seen.run.record.as_ref().ok();
-    let oneshot = record.and_then(|record| record.protocol.as_deref()) == Some("oneshot");
-    json!({
-        "id": seen.run.id,
-        "name": seen.run.name(),
-        "provider": record.and_then(|record| record.provider.clone()),
-        "alive": seen.alive,
-        "busy": seen.busy,
-        "messages": seen.messages,
-        "idle_time": seen.idle_s,
-        "session_mode": !oneshot,
-        "resource_usage": {
-            "memory_mb": seen.usage.map(|usage| usage.rss_bytes as f64 / f64::from(1 << 20)),
-            "cpu_percent": cpu_percent(seen),
-            "num_fds": seen.usage.and_then(|usage| usage.fds),
-        },
-        "run": document(seen),
-    })
-}
-
-/// Over its whole life, in percent of one core.
-fn cpu_percent(seen: &Seen) -> Option<f64> {
-    let age = seen.run.record.as_ref().ok()?.started_at.age().as_secs_f64();
-    Some(seen.usage?.cpu_s / age.max(0.01) * 100.0)
-}
-
-fn line(seen: &Seen) -> String {
-    let name = seen.run.name().unwrap_or(seen.run.id.as_str());
+fn line(process: &ProcessHealth, seen: &Seen) -> String {
+    let name = process.name.as_deref().unwrap_or(process.id.as_str());
     let memory = seen.usage.map_or_else(String::new, |usage| format!(", {}", format_size(usage.rss_bytes)));
-    let cpu = cpu_percent(seen).map_or_else(String::new, |percent| format!(", {percent:.1} % of a core"));
+    let percent = process.resource_usage.cpu_percent;
+    let cpu = percent.map_or_else(String::new, |percent| format!(", {percent:.1} % of a core"));
     let state = if seen.busy { "busy" } else { seen.run.state.word() };
     format!("{name}: {state}{memory}{cpu}, {} messages", seen.messages)
 }

@@ -55,7 +55,7 @@ fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Resul
     let mut interrupted = false;
     connection.send(text, sending)?;
     loop {
-        match connection.next()? {
+        match connection.take()? {
             Some(Heard::Text(text)) => shown.text(&text),
             Some(Heard::Over(reply)) => return Ok(*reply),
             None => {

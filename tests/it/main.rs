@@ -24,6 +24,7 @@ mod recovery;
 mod reuse;
 mod server;
 mod servers;
+mod session;
 mod settings;
 mod sweep;
 mod terminal;

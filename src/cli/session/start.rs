@@ -82,10 +82,10 @@ fn spec(mut args: StartArgs) -> Result<RunSpec, Failure> {
         }
     }
     let provider = program.conversation.provider.clone();
-    args.options.name = args.session.take().or(args.options.name.take()).or(provider);
+    // Which of several it is, who reuses one without a name does not say.
+    let any_name = args.reuse && args.session.is_none() && args.options.name.is_none();
+    args.options.name = args.session.take().or(args.options.name.take()).or(provider.filter(|_| !any_name));
     let verbose = std::mem::take(&mut args.options.verbose);
-    // Which of several it is, who reuses one does not say.
-    let any_name = args.reuse && args.options.name == program.conversation.provider;
     let mut spec = spec_of(args.options, program.command)?;
     (spec.kind, spec.background, spec.verbosity) = (Kind::Session, true, Verbosity::Quiet);
     spec.session = Some(program.conversation);
@@ -95,9 +95,6 @@ fn spec(mut args: StartArgs) -> Result<RunSpec, Failure> {
     spec.pool.needs = program.needs;
     if verbose {
         resolved.explain().iter().for_each(|line| crate::guard::say(line));
-    }
-    if any_name {
-        spec.name = None;
     }
     if spec.isolation == Isolation::Pid {
         return Err(Failure::usage("--isolate pid: not for sessions", "leave it out"));

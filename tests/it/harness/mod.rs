@@ -62,6 +62,11 @@ pub(crate) fn misbehave() -> &'static str {
     binary(env!("CARGO_BIN_EXE_misbehave"))
 }
 
+/// Returns who stands in for coding agents.
+pub(crate) fn standin() -> &'static str {
+    binary(env!("CARGO_BIN_EXE_standin"))
+}
+
 /// Returns the binary under test.
 pub(crate) fn agent_run() -> &'static str {
     binary(env!("CARGO_BIN_EXE_agent-run"))

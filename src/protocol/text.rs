@@ -19,19 +19,39 @@ pub(super) struct Marker {
     marker: Option<Vec<u8>>,
     /// What may be the beginning of it.
     held: Vec<u8>,
+    /// It has printed a marker: it listens.
+    open: bool,
 }
+
+/// The marker that is asked for before the first message.
+const OPENING: &str = "agent-run-ready-";
 
 impl Marker {
     pub(super) fn new(template: &str, by: CompleteBy) -> Marker {
-        Marker { template: template.to_owned(), by, marker: None, held: Vec::new() }
+        Marker { template: template.to_owned(), by, marker: None, held: Vec::new(), open: false }
+    }
+
+    fn ask(&mut self, text: &str, marker: String, out: &mut Out) {
+        out.write.extend(filled(&self.template, text, &marker));
+        if !self.template.ends_with("{nul}") {
+            out.write.push(b'\n');
+        }
+        (self.marker, self.held) = (Some(marker.into_bytes()), Vec::new());
     }
 }
 
 impl Talk for Marker {
-    fn open(&mut self, _out: &mut Out) {}
+    /// A program that is just starting would die of an interrupt, and might not be one that prints a marker at all. What is
+    /// started anew for each message is not bothered.
+    fn open(&mut self, out: &mut Out) {
+        self.open = self.by == CompleteBy::ProcessExit;
+        if !self.open {
+            self.ask("", OPENING.to_owned(), out);
+        }
+    }
 
     fn is_open(&self) -> bool {
-        true
+        self.open
     }
 
     fn send(&mut self, message: Message, out: &mut Out) -> Result<(), String> {
@@ -46,11 +66,7 @@ impl Talk for Marker {
                 out.write.push(b'\n');
             }
         }
-        out.write.extend(filled(&self.template, message.text, &marker));
-        if !self.template.ends_with("{nul}") {
-            out.write.push(b'\n');
-        }
-        (self.marker, self.held) = (Some(marker.into_bytes()), Vec::new());
+        self.ask(message.text, marker, out);
         Ok(())
     }
 
@@ -77,6 +93,12 @@ impl Talk for Marker {
                 Status::Unfinished => {
                     out.text.extend_from_slice(&rest[..at]);
                     self.held = rest[at..].to_vec();
+                    return;
+                }
+                Status::Is(_) if !self.open => {
+                    (self.open, self.marker) = (true, None);
+                    // What it has printed until now is nobody's.
+                    out.text.clear();
                     return;
                 }
                 Status::Is(status) => {

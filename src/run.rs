@@ -143,6 +143,8 @@ pub struct Conversation {
     pub protocol: Protocol,
     /// What it is answered when it asks whether it may do something.
     pub approvals: Approvals,
+    /// Whether it gets a terminal, and not pipes.
+    pub terminal: bool,
     /// What the command is, for whoever looks for a session like this one.
     pub provider: Option<String>,
 }

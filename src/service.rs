@@ -51,6 +51,11 @@ impl Pattern {
         Regex::new(text).map(Pattern).map_err(bad)
     }
 
+    /// Returns where it is found in `line` first.
+    pub fn place_in(&self, line: &str) -> Option<usize> {
+        self.0.find(line).map(|found| found.start())
+    }
+
     /// Returns whether it is found in `line`.
     pub fn is_in(&self, line: &str) -> bool {
         self.0.is_match(line)

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::lines::Lines;
+use super::lines::{Lines, read_json};
 use super::rpc::{Heard, NO_METHOD, error_text, hear};
 use super::{Approvals, CompleteBy, Done, Message, Out, Talk};
 
@@ -69,7 +69,7 @@ impl Talk for Acp {
     fn take(&mut self, bytes: &[u8], out: &mut Out) {
         let (lines, state) = (&mut self.lines, &mut self.state);
         let fed = lines.feed(bytes, &mut |line| {
-            let Ok(message) = serde_json::from_slice::<Value>(line) else { return };
+            let Some(message) = read_json(line) else { return };
             match hear(&message) {
                 Some(Heard::Request { id, method, params }) => state.answer(id, method, params, out),
                 Some(Heard::Response { id, result }) => state.response(id, result, out),

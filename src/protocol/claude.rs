@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::lines::Lines;
+use super::lines::{Lines, read_json};
 use super::{CompleteBy, Done, Message, Out, Talk};
 
 /// A conversation with `claude -p --input-format stream-json --output-format stream-json --verbose`.
@@ -54,7 +54,7 @@ impl Talk for Claude {
         let (lines, current) = (&mut self.lines, &mut self.current);
         let fed = lines.feed(bytes, &mut |line| {
             // A line that is not JSON is somebody else's word.
-            if let Ok(event) = serde_json::from_slice::<Value>(line) {
+            if let Some(event) = read_json(line) {
                 hear(&event, current, out);
             }
         });
@@ -160,7 +160,9 @@ fn why_failed(event: &Value) -> Option<String> {
     let errors = event["errors"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let errors: Vec<&str> = errors.collect();
     let why = match (text("subtype"), text("terminal_reason"), text("stop_reason")) {
-        (Some(subtype), reason, _) if subtype != "success" => reason.unwrap_or(subtype),
+        (Some(subtype), reason, _) if subtype != "success" => {
+            reason.filter(|reason| *reason != "completed").unwrap_or(subtype)
+        }
         (_, Some(reason), _) if reason != "completed" => reason,
         (_, _, Some(reason @ ("tool_use" | "pause_turn"))) => reason,
         _ if event["is_error"] == true => text("result").unwrap_or("error"),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::lines::Lines;
+use super::lines::{Lines, read_json};
 use super::rpc::{Heard, NO_METHOD, error_text, hear};
 use super::{Approvals, CompleteBy, Done, Message, Out, Talk};
 
@@ -45,8 +45,8 @@ struct Current {
     /// It is to be asked again after a pause.
     again: bool,
     turn: Option<String>,
-    /// A turn that was completed before its number was told.
-    early: Option<Value>,
+    /// What was told of turns before the number of its own was.
+    early: Vec<(String, Value)>,
     interrupted: bool,
     last_word: String,
     /// The item whose pieces come.
@@ -77,6 +77,9 @@ impl Talk for Codex {
     }
 
     fn send(&mut self, message: Message, out: &mut Out) -> Result<(), String> {
+        if !self.is_open() {
+            return Err("it is not open yet".to_owned());
+        }
         self.state.current = Some(Current {
             text: message.text.to_owned(),
             stream: message.stream,
@@ -84,7 +87,7 @@ impl Talk for Codex {
             tries: 0,
             again: false,
             turn: None,
-            early: None,
+            early: Vec::new(),
             interrupted: false,
             last_word: String::new(),
             item: None,
@@ -97,7 +100,7 @@ impl Talk for Codex {
     fn take(&mut self, bytes: &[u8], out: &mut Out) {
         let (lines, state) = (&mut self.lines, &mut self.state);
         let fed = lines.feed(bytes, &mut |line| {
-            let Ok(message) = serde_json::from_slice::<Value>(line) else { return };
+            let Some(message) = read_json(line) else { return };
             match hear(&message) {
                 Some(Heard::Request { id, method, params }) => state.answer(id, method, params, out),
                 Some(Heard::Response { id, result }) => state.response(id, result, out),
@@ -125,7 +128,7 @@ impl Talk for Codex {
 
     fn pause(&self) -> Option<Duration> {
         let current = self.state.current.as_ref().filter(|current| current.again)?;
-        Some(FIRST_PAUSE * 2u32.pow(current.tries))
+        Some(FIRST_PAUSE * 2u32.pow(current.tries - 1))
     }
 
     fn still(&mut self, out: &mut Out) {
@@ -188,9 +191,14 @@ impl State {
         let Some(current) = &mut self.current else { return };
         match result {
             Ok(result) => {
-                current.turn = result["turn"]["id"].as_str().map(str::to_owned);
-                if let Some(turn) = current.early.take() {
-                    self.turn_completed(&turn, out);
+                let Some(turn) = result["turn"]["id"].as_str() else {
+                    out.done = Some(Done::failed(CompleteBy::RpcResponse, "it named no turn"));
+                    self.current = None;
+                    return;
+                };
+                current.turn = Some(turn.to_owned());
+                for (method, params) in std::mem::take(&mut current.early) {
+                    self.notified(&method, &params, out);
                 }
                 self.interrupt_turn(out);
             }
@@ -207,12 +215,14 @@ impl State {
         if params["threadId"] != thread.as_str() {
             return;
         }
+        let Some(current) = &mut self.current else { return };
+        let Some(mine) = &current.turn else {
+            return current.early.push((method.to_owned(), params.clone()));
+        };
         if method == "turn/completed" {
             return self.turn_completed(&params["turn"], out);
         }
-        let Some(current) = &mut self.current else { return };
-        let other = |turn: &str| current.turn.as_ref().is_some_and(|mine| mine != turn);
-        if params["turnId"].as_str().is_some_and(other) {
+        if params["turnId"].as_str().is_some_and(|turn| turn != mine) {
             return;
         }
         match (method, params["delta"].as_str()) {
@@ -226,11 +236,7 @@ impl State {
 
     fn turn_completed(&mut self, turn: &Value, out: &mut Out) {
         let Some(current) = &mut self.current else { return };
-        let Some(mine) = &current.turn else {
-            current.early = Some(turn.clone());
-            return;
-        };
-        if turn["id"] != mine.as_str() {
+        if turn["id"].as_str() != current.turn.as_deref() {
             return;
         }
         let failed = match turn["status"].as_str() {

@@ -102,7 +102,7 @@ impl fmt::Display for Protocol {
             Protocol::Oneshot => f.write_str("oneshot"),
             Protocol::Marker(template) => write!(f, "marker:{template}"),
             Protocol::Prompt(pattern) => write!(f, "prompt:{pattern}"),
-            Protocol::Quiet(span) => write!(f, "quiet:{}", lease::format_duration(*span)),
+            Protocol::Quiet(span) => write!(f, "quiet:{}", humantime::format_duration(*span)),
         }
     }
 }
@@ -243,8 +243,8 @@ pub trait Talk: Send {
     fn still(&mut self, _out: &mut Out) {}
 }
 
-/// Begins to speak `protocol` in `directory`.
-pub fn talk(protocol: &Protocol, approvals: Approvals, directory: &str) -> Box<dyn Talk> {
+/// Begins to speak `protocol` in `directory`; `echoes` tells that the program may repeat what it is told.
+pub fn talk(protocol: &Protocol, approvals: Approvals, directory: &str, echoes: bool) -> Box<dyn Talk> {
     match protocol {
         Protocol::Claude => Box::new(claude::Claude::default()),
         Protocol::Codex => Box::new(codex::Codex::new(approvals, directory)),
@@ -253,7 +253,7 @@ pub fn talk(protocol: &Protocol, approvals: Approvals, directory: &str) -> Box<d
         Protocol::Ndjson { field, value } => Box::new(ndjson::Ndjson::new(field, value)),
         Protocol::Oneshot => Box::new(text::Marker::new(ONESHOT, CompleteBy::ProcessExit)),
         Protocol::Marker(template) => Box::new(text::Marker::new(template, CompleteBy::Marker)),
-        Protocol::Prompt(pattern) => Box::new(text::Prompt::new(pattern.clone())),
+        Protocol::Prompt(pattern) => Box::new(text::Prompt::new(pattern.clone(), echoes)),
         Protocol::Quiet(span) => Box::new(text::Quiet::new(*span)),
     }
 }

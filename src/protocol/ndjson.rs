@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::lines::Lines;
+use super::lines::{Lines, read_json};
 use super::{CompleteBy, Done, Message, Out, Talk};
 
 /// A conversation.
@@ -52,7 +52,7 @@ impl Talk for Ndjson {
             }
             out.text.extend_from_slice(line);
             out.text.push(b'\n');
-            if serde_json::from_slice::<Value>(line).is_ok_and(|it| has(&it, field, value)) {
+            if read_json(line).is_some_and(|it| has(&it, field, value)) {
                 *goes_on = false;
                 out.done = Some(Done::well(CompleteBy::ResultEvent));
             }

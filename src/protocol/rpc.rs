@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::lines::Lines;
+use super::lines::{Lines, read_json};
 use super::{CompleteBy, Done, Message, Out, Talk};
 
 /// The code for a method that is not there (JSON-RPC 2.0, section 5.1).
@@ -23,12 +23,14 @@ pub(super) enum Heard<'a> {
 /// Reads one; `None` for anything else.
 pub(super) fn hear(message: &Value) -> Option<Heard<'_>> {
     let params = &message["params"];
-    match (message["method"].as_str(), message.get("id")) {
+    // Some write null for what is not there.
+    let given = |name: &str| message.get(name).filter(|value| !value.is_null());
+    match (message["method"].as_str(), given("id")) {
         // Their numbers and ours overlap, so a method decides.
         (Some(method), Some(id)) => Some(Heard::Request { id, method, params }),
         (Some(method), None) => Some(Heard::Notification { method, params }),
         (None, Some(id)) => {
-            let result = message.get("error").map_or(Ok(&message["result"]), Err);
+            let result = given("error").map_or(Ok(&message["result"]), Err);
             Some(Heard::Response { id: id.as_u64()?, result })
         }
         (None, None) => None,
@@ -86,7 +88,7 @@ impl Talk for JsonRpc {
     fn take(&mut self, bytes: &[u8], out: &mut Out) {
         let (lines, current) = (&mut self.lines, &mut self.current);
         let fed = lines.feed(bytes, &mut |line| {
-            let Ok(message) = serde_json::from_slice::<Value>(line) else { return };
+            let Some(message) = read_json(line) else { return };
             match hear(&message) {
                 Some(Heard::Request { id, .. }) => {
                     let error = json!({ "code": NO_METHOD, "message": "agent-run answers no requests" });

@@ -1,5 +1,6 @@
 //! Programs that print plain text: the reply ends at a marker, at a prompt or in silence.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use memchr::memmem;
@@ -7,8 +8,8 @@ use memchr::memmem;
 use super::{CompleteBy, Done, Message, Out, Talk};
 use crate::service::Pattern;
 
-/// After the marker comes a status at most, and the line's end.
-const LONGEST_STATUS: usize = 12;
+/// After the marker come a space and a status at most, and the line's end.
+const LONGEST_STATUS: usize = " -2147483648\r\n".len();
 
 /// A conversation in which the program is made to print a marker after each reply.
 #[derive(Debug)]
@@ -55,6 +56,9 @@ impl Talk for Marker {
     }
 
     fn send(&mut self, message: Message, out: &mut Out) -> Result<(), String> {
+        if !self.open {
+            return Err("it is not open yet".to_owned());
+        }
         let marker = format!("agent-run-{:032x}-", message.token);
         if self.template.contains("{nul}") && message.text.contains('\0') {
             return Err("the message has a NUL in it".to_owned());
@@ -162,7 +166,7 @@ enum Status {
 fn status(after: &[u8]) -> Status {
     let end = after.iter().take(LONGEST_STATUS).position(|byte| *byte == b'\n');
     let text = &after[..end.unwrap_or(after.len().min(LONGEST_STATUS))];
-    let text = std::str::from_utf8(text).unwrap_or("x").trim_end_matches('\r');
+    let text = std::str::from_utf8(text).unwrap_or("x").trim_matches([' ', '\r']);
     let fits = text.is_empty() || text == "-" || text.parse::<i32>().is_ok();
     match (end, fits) {
         (_, false) => Status::IsNone,
@@ -189,16 +193,40 @@ pub(super) struct Prompt {
     goes_on: bool,
     /// The line that is not ended yet.
     line: Vec<u8>,
+    echoes: bool,
+    /// The lines of the message that are still to be repeated.
+    echo: VecDeque<Vec<u8>>,
 }
 
 impl Prompt {
-    pub(super) fn new(pattern: Pattern) -> Prompt {
-        Prompt { pattern, open: false, goes_on: false, line: Vec::new() }
+    pub(super) fn new(pattern: Pattern, echoes: bool) -> Prompt {
+        Prompt { pattern, open: false, goes_on: false, line: Vec::new(), echoes, echo: VecDeque::new() }
     }
 
-    fn is_prompt(&self) -> bool {
+    /// Takes whole lines of the reply, without what repeats the message.
+    fn lines(&mut self, mut lines: &[u8], out: &mut Out) {
+        while let Some(expected) = self.echo.front() {
+            let end = memchr::memchr(b'\n', lines).map_or(lines.len(), |at| at + 1);
+            if lines.is_empty() {
+                return;
+            }
+            let (line, rest) = lines.split_at(end);
+            if line.trim_ascii_end() != expected.trim_ascii_end() {
+                self.echo.clear();
+                break;
+            }
+            self.echo.pop_front();
+            lines = rest;
+        }
+        out.text.extend_from_slice(lines);
+    }
+
+    /// Returns how much of the last line stands before the prompt, if that is there.
+    fn before_prompt(&self) -> Option<usize> {
         let plain = strip_ansi_escapes::strip(&self.line);
-        !self.line.is_empty() && self.pattern.is_in(&String::from_utf8_lossy(&plain))
+        let at = self.pattern.place_in(&String::from_utf8_lossy(&plain)).filter(|_| !plain.is_empty())?;
+        // In a line with colours nobody knows where it begins.
+        Some(if plain == self.line { at } else { 0 })
     }
 }
 
@@ -210,9 +238,14 @@ impl Talk for Prompt {
     }
 
     fn send(&mut self, message: Message, out: &mut Out) -> Result<(), String> {
+        if !self.open {
+            return Err("it is not open yet".to_owned());
+        }
         send_line(message.text, out);
         self.line.clear();
         self.goes_on = true;
+        let lines = message.text.lines().filter(|_| self.echoes).map(|line| line.as_bytes().to_vec());
+        self.echo = lines.collect();
         Ok(())
     }
 
@@ -225,11 +258,11 @@ impl Talk for Prompt {
     fn take(&mut self, bytes: &[u8], out: &mut Out) {
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         if whole > 0 {
+            let mut lines = std::mem::take(&mut self.line);
+            lines.extend_from_slice(&bytes[..whole]);
             if self.goes_on {
-                out.text.append(&mut self.line);
-                out.text.extend_from_slice(&bytes[..whole]);
+                self.lines(&lines, out);
             }
-            self.line.clear();
         }
         self.line.extend_from_slice(&bytes[whole..]);
         if self.line.len() > LONGEST_PROMPT {
@@ -238,12 +271,11 @@ impl Talk for Prompt {
             }
             self.line.clear();
         }
-        if !self.is_prompt() {
-            return;
-        }
+        let Some(before) = self.before_prompt() else { return };
         self.open = true;
         if std::mem::take(&mut self.goes_on) {
-            self.line.clear();
+            let line = std::mem::take(&mut self.line);
+            out.text.extend_from_slice(line.get(..before).unwrap_or_default());
             out.done = Some(Done::well(CompleteBy::Prompt));
         }
     }
@@ -254,11 +286,16 @@ impl Talk for Prompt {
 pub(super) struct Quiet {
     span: Duration,
     goes_on: bool,
+    /// Something of the reply has come.
+    begun: bool,
 }
+
+/// As many times the span is a program quiet that has nothing to say at all: one that is slow would answer the next message.
+const SLOW: u32 = 10;
 
 impl Quiet {
     pub(super) fn new(span: Duration) -> Quiet {
-        Quiet { span, goes_on: false }
+        Quiet { span, goes_on: false, begun: false }
     }
 }
 
@@ -271,18 +308,19 @@ impl Talk for Quiet {
 
     fn send(&mut self, message: Message, out: &mut Out) -> Result<(), String> {
         send_line(message.text, out);
-        self.goes_on = true;
+        (self.goes_on, self.begun) = (true, false);
         Ok(())
     }
 
     fn take(&mut self, bytes: &[u8], out: &mut Out) {
         if self.goes_on {
+            self.begun = true;
             out.text.extend_from_slice(bytes);
         }
     }
 
     fn pause(&self) -> Option<Duration> {
-        self.goes_on.then_some(self.span)
+        self.goes_on.then_some(if self.begun { self.span } else { self.span * SLOW })
     }
 
     fn still(&mut self, out: &mut Out) {

@@ -38,7 +38,7 @@ use crate::lease::Lease;
 use crate::ports::ClaimMode;
 use crate::registry::record::State;
 use crate::registry::store::{LiveRun, SOCKET};
-use crate::run::RunSpec;
+use crate::run::{Conversation, RunSpec};
 use crate::sys::children;
 use crate::sys::clock::BootTime;
 use crate::sys::leader;
@@ -161,7 +161,8 @@ impl Supervised {
         let mut outputs = Outputs::new(spec, run, log.take())
             .map_err(LaunchFailure::own("cannot write the log of the output"))?;
         let mut ends = outputs.open().map_err(LaunchFailure::own("cannot pass the output on"))?;
-        let pipes = spec.session.as_ref().map(|_| Pipes::new()).transpose();
+        let make = |it: &Conversation| if it.terminal { Pipes::of_terminal() } else { Pipes::new() };
+        let pipes = spec.session.as_ref().map(make).transpose();
         let (pipes, theirs) = pipes.map_err(LaunchFailure::own("cannot make a pipe"))?.unzip();
         ends = theirs.or(ends);
         let entrance = cell.as_ref().map(Cell::entrance).transpose();

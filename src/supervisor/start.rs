@@ -39,6 +39,10 @@ impl LaunchFailure {
 pub(super) fn program(spec: &RunSpec, run: &LiveRun) -> io::Result<Program> {
     let mut variables = rundir::environment(&run.record, &run.managed_path());
     variables.extend(spec.env.iter().cloned());
+    if spec.session.as_ref().is_some_and(|session| session.terminal) {
+        // Nobody looks at it, so nothing is to be drawn.
+        variables.insert(0, ("TERM".into(), "dumb".into()));
+    }
     let directory = if spec.scratch { Some(run.managed_path()) } else { spec.chdir.clone() };
     let words = match &spec.session {
         // Whoever starts a command for each message is ourselves; what is missing is told now.
@@ -88,6 +92,7 @@ pub(super) fn leader_setup(
         isolated: spec.isolation == Isolation::Pid,
         sockets: claims.passed_on(),
         input,
+        owns_terminal: spec.session.as_ref().is_some_and(|session| session.terminal),
         outputs,
     })
 }

@@ -12,7 +12,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -21,7 +20,8 @@ use crate::control::frames::{FromSession, Refusal, RefusedFor, Reply};
 use crate::output;
 use crate::protocol::{self, CompleteBy, Done, Message, Out, Talk};
 use crate::run::Conversation;
-use crate::sys::files;
+use crate::sys::readiness::End;
+use crate::sys::{files, tty};
 
 /// A message that somebody sends.
 #[derive(Debug)]
@@ -62,17 +62,26 @@ pub(super) enum Word {
 pub(super) struct Pipes {
     stdin: OwnedFd,
     stdout: OwnedFd,
-    stderr: OwnedFd,
+    /// With a terminal, it is stdout.
+    stderr: Option<OwnedFd>,
 }
 
 impl Pipes {
+    /// Makes a terminal, and the ends of it that are the command's.
+    pub(super) fn of_terminal() -> io::Result<(Pipes, CommandEnds)> {
+        let (ours, theirs) = tty::for_program()?;
+        let pipes = Pipes { stdin: ours.try_clone()?, stdout: ours, stderr: None };
+        let (stdin, stdout) = (Some(theirs.try_clone()?), theirs.try_clone()?);
+        Ok((pipes, CommandEnds { stdin, stdout, stderr: theirs }))
+    }
+
     /// Makes them, and those of the command.
     pub(super) fn new() -> io::Result<(Pipes, CommandEnds)> {
         let (stdin, ours_in) = io::pipe()?;
         let (ours_out, stdout) = io::pipe()?;
         let (ours_err, stderr) = io::pipe()?;
         files::enlarge_pipe(&ours_out);
-        let pipes = Pipes { stdin: ours_in.into(), stdout: ours_out.into(), stderr: ours_err.into() };
+        let pipes = Pipes { stdin: ours_in.into(), stdout: ours_out.into(), stderr: Some(ours_err.into()) };
         let ends = CommandEnds { stdin: Some(stdin.into()), stdout: stdout.into(), stderr: stderr.into() };
         Ok((pipes, ends))
     }
@@ -105,9 +114,11 @@ struct Current {
 /// The talker.
 pub(super) struct Talker {
     talk: Box<dyn Talk>,
-    stdin: Option<pipe::Sender>,
-    stdout: Option<pipe::Receiver>,
-    stderr: Option<pipe::Receiver>,
+    stdin: Option<End>,
+    stdout: Option<End>,
+    stderr: Option<End>,
+    /// Its stdin is a terminal.
+    has_terminal: bool,
     outgoing: Vec<u8>,
     written: usize,
     queue: VecDeque<(Job, Instant)>,
@@ -149,10 +160,16 @@ impl Talker {
     ) -> io::Result<(Talker, mpsc::Sender<Asked>)> {
         let (ask, asked) = mpsc::channel(16);
         let talker = Talker {
-            talk: protocol::talk(&conversation.protocol, conversation.approvals, directory),
-            stdin: Some(pipe::Sender::from_owned_fd(pipes.stdin)?),
-            stdout: Some(pipe::Receiver::from_owned_fd(pipes.stdout)?),
-            stderr: Some(pipe::Receiver::from_owned_fd(pipes.stderr)?),
+            talk: protocol::talk(
+                &conversation.protocol,
+                conversation.approvals,
+                directory,
+                conversation.terminal,
+            ),
+            has_terminal: conversation.terminal,
+            stdin: Some(End::of(pipes.stdin)?),
+            stdout: Some(End::of(pipes.stdout)?),
+            stderr: pipes.stderr.map(End::of).transpose()?,
             outgoing: Vec::new(),
             written: 0,
             queue: VecDeque::new(),
@@ -298,13 +315,13 @@ impl Talker {
 
     /// Reads what there is, without waiting.
     fn read_some(&mut self) -> Option<usize> {
-        let length = self.stdout.as_ref()?.try_read(&mut self.buffer).ok()?;
+        let length = self.stdout.as_ref()?.read(&mut self.buffer).ok()?;
         (length > 0).then_some(length)
     }
 
     async fn listen(&mut self) {
         let Some(stdout) = &self.stdout else { return };
-        match stdout.try_read(&mut self.buffer) {
+        match stdout.read(&mut self.buffer) {
             Ok(0) => {
                 self.stdout = None;
                 self.closed.get_or_insert((Instant::now() + DYING, "stdout"));
@@ -316,14 +333,18 @@ impl Talker {
                 self.follow(out).await;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.stdout = None,
+            // Of a terminal, EIO is the end.
+            Err(_) => {
+                self.stdout = None;
+                self.closed.get_or_insert((Instant::now() + DYING, "stdout"));
+            }
         }
     }
 
     fn listen_to_stderr(&mut self) {
         let mut buffer = [0; 16 * 1024];
         while let Some(stderr) = &self.stderr {
-            match stderr.try_read(&mut buffer) {
+            match stderr.read(&mut buffer) {
                 Ok(length) if length > 0 => {
                     self.log.iter_mut().for_each(|log| log.write(output::Stream::Stderr, &buffer[..length]));
                     let Some(current) = &mut self.current else { continue };
@@ -339,7 +360,7 @@ impl Talker {
 
     fn write(&mut self) {
         while let Some(stdin) = self.stdin.as_ref().filter(|_| self.written < self.outgoing.len()) {
-            match stdin.try_write(&self.outgoing[self.written..]) {
+            match stdin.write(&self.outgoing[self.written..]) {
                 Ok(length) => self.written += length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => return self.lose_stdin(),
@@ -428,7 +449,14 @@ impl Talker {
     }
 
     fn ctrl_c(&mut self) {
-        let _ = self.tell.send(Word::CtrlC);
+        const KEY: u8 = 3;
+        if self.has_terminal {
+            // Whoever reads keys itself gets it as one.
+            self.outgoing.push(KEY);
+            self.write();
+        } else {
+            let _ = self.tell.send(Word::CtrlC);
+        }
         if let Some(current) = &mut self.current {
             current.ctrl_c_at = None;
         }
@@ -515,14 +543,14 @@ fn refuse(job: &Job, kind: RefusedFor, why: &str) {
     let _ = job.to.try_send(FromSession::Refused(Refusal { kind, message: why.to_owned() }));
 }
 
-async fn readable(pipe: Option<&pipe::Receiver>) -> io::Result<()> {
+async fn readable(pipe: Option<&End>) -> io::Result<()> {
     match pipe {
         Some(pipe) => pipe.readable().await,
         None => pending().await,
     }
 }
 
-async fn writable(pipe: Option<&pipe::Sender>, wanted: bool) -> io::Result<()> {
+async fn writable(pipe: Option<&End>, wanted: bool) -> io::Result<()> {
     match pipe.filter(|_| wanted) {
         Some(pipe) => pipe.writable().await,
         None => pending().await,

@@ -45,6 +45,8 @@ pub struct LeaderSetup {
     pub sockets: Vec<RawFd>,
     /// In place of the caller's stdin.
     pub input: Option<OwnedFd>,
+    /// Whether that is a terminal which is to be its own: it leads a session then.
+    pub owns_terminal: bool,
     /// In place of the caller's stdout and stderr.
     pub outputs: Option<(OwnedFd, OwnedFd)>,
 }
@@ -338,7 +340,9 @@ fn become_program(birth: &mut Birth<'_>) -> Unborn {
 }
 
 fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> Result<(), Unborn> {
-    super::spawn::lead_own_group().map_err(at("make a process group"))?;
+    let group =
+        if setup.owns_terminal { super::spawn::lead_own_session } else { super::spawn::lead_own_group };
+    group().map_err(at("make a process group"))?;
     // SAFETY: a prctl without pointers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, setup.on_supervisor_death.number()) };
     // From within a namespace, a parent outside has no number.
@@ -365,6 +369,9 @@ fn prepare(setup: &LeaderSetup, supervisor: Pid, inside: bool) -> Result<(), Unb
     }
     if let Some(stdin) = &setup.input {
         connect(stdin.as_raw_fd(), 0).map_err(at("connect the input"))?;
+        if setup.owns_terminal {
+            super::tty::take_as_own(0).map_err(at("take the terminal"))?;
+        }
     }
     if let Some((stdout, stderr)) = &setup.outputs {
         connect(stdout.as_raw_fd(), 1)

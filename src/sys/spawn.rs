@@ -107,6 +107,15 @@ pub fn lead_own_group() -> io::Result<()> {
     Ok(())
 }
 
+/// Leads a session of its own (`setsid(2)`), which has no terminal yet.
+pub fn lead_own_session() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    if unsafe { libc::setsid() } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Has the kernel send us `signal` when our parent, `parent`, ends (`PR_SET_PDEATHSIG`). The parent must
 /// have one thread.
 pub fn end_with_parent(parent: Pid, signal: Signal) {

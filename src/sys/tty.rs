@@ -5,10 +5,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::termios::{LocalFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{self, Pid as NixPid};
 
 use super::process::Pid;
@@ -85,4 +87,28 @@ pub fn width() -> Option<usize> {
     // SAFETY: TIOCGWINSZ writes one winsize.
     let result = unsafe { libc::ioctl(1, libc::TIOCGWINSZ, &mut size) };
     (result == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
+/// Makes the terminal `fd` that of our session (`TIOCSCTTY`, ioctl_tty(2)), which we lead and which has none.
+pub fn take_as_own(fd: RawFd) -> io::Result<()> {
+    // SAFETY: an ioctl that takes a number.
+    if unsafe { libc::ioctl(fd, libc::TIOCSCTTY, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Makes a terminal for a program: our end and its own. What is written to it comes as it is, a line may be of any
+/// length and is not echoed; Ctrl-C is a signal (`termios(3)`).
+pub fn for_program() -> io::Result<(OwnedFd, OwnedFd)> {
+    const SIZE: Winsize = Winsize { ws_row: 50, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
+    let OpenptyResult { master, slave } = openpty(&SIZE, None)?;
+    for end in [&master, &slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    let mut modes = tcgetattr(&slave)?;
+    cfmakeraw(&mut modes);
+    modes.local_flags.insert(LocalFlags::ISIG);
+    tcsetattr(&slave, SetArg::TCSANOW, &modes)?;
+    Ok((master, slave))
 }

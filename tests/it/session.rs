@@ -141,7 +141,8 @@ fn every_protocol_passes_one_table() {
 fn real_programs_answer_one_message_after_the_other() {
     let agents = Agents::new();
     let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    let table: [(&[&str], &str, &[(&str, &str, i32)]); 5] = [
+    type Program<'a> = (&'a [&'a str], &'a str, &'a [(&'a str, &'a str, i32)]);
+    let table: [Program; 5] = [
         (
             &["bash"],
             "bash",
@@ -209,6 +210,24 @@ fn real_programs_answer_one_message_after_the_other() {
     let program = "import sys, json\nfor line in sys.stdin:\n    print(json.dumps({'n': 1}), flush=True)\n    print(json.dumps({'end': {'ok': True}, 'said': line}), flush=True)";
     agents.start(&["lines", "--protocol", "ndjson:end.ok=true", "--", "python3", "-c", program]);
     assert_eq!(agents.reply("lines", "{\"q\": 1}")["text"].as_str().unwrap().lines().count(), 2);
+}
+
+#[test]
+fn a_program_may_have_a_terminal() {
+    let agents = Agents::new();
+    agents.start(&["py", "--pty", "--protocol", "prompt:^>>> $", "--", "python3", "-i", "-q"]);
+    assert_eq!(agents.reply("py", "1 + 1")["text"].as_str().unwrap().trim(), "2");
+    assert_eq!(
+        agents.reply("py", "__import__('sys').stdin.isatty()")["text"].as_str().unwrap().trim(),
+        "True"
+    );
+    // Ctrl-C is a key.
+    assert_eq!(agents.send(&["py", "--timeout", "100ms", "__import__('time').sleep(1000)"]).code, Some(124));
+    agents.run(&["session", "interrupt", "py"]).expect_code(0);
+    assert_eq!(agents.reply("py", "'é' * 2")["text"].as_str().unwrap().trim(), "'éé'");
+    agents.start(&["shell", "--pty", "--provider", "bash"]);
+    let long = "x".repeat(100_000);
+    assert_eq!(agents.reply("shell", &format!("echo {long}"))["text"].as_str().unwrap().trim(), long);
 }
 
 #[test]

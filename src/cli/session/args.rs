@@ -48,6 +48,9 @@ pub(in crate::cli) struct StartArgs {
     /// What it is answered when it asks whether it may do something: decline, accept [default: decline]
     #[arg(long, value_name = "A", allow_hyphen_values = true)]
     pub(super) approvals: Option<String>,
+    /// Give it a terminal, and not pipes: for programs that behave otherwise without one
+    #[arg(long)]
+    pub(super) pty: bool,
     /// Take an idle session of the same provider, directory and settings, if there is one
     #[arg(long)]
     pub(super) reuse: bool,

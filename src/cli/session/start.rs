@@ -132,8 +132,12 @@ fn program(args: &mut StartArgs) -> Result<Program, Failure> {
         if command.is_empty() {
             return Err(Failure::usage("there is no command", "write it after --, or name a --provider"));
         }
-        let conversation =
-            Conversation { protocol, approvals: approvals.unwrap_or_default(), provider: None };
+        let conversation = Conversation {
+            protocol,
+            approvals: approvals.unwrap_or_default(),
+            terminal: args.pty,
+            provider: None,
+        };
         return Ok(Program { command, conversation, layer: Layer::new(), needs: None });
     };
     let command = match command.len() {
@@ -144,7 +148,7 @@ fn program(args: &mut StartArgs) -> Result<Program, Failure> {
     };
     let protocol = asked.unwrap_or(protocol);
     let approvals = approvals.unwrap_or(usual);
-    let conversation = Conversation { protocol, approvals, provider: Some(name) };
+    let conversation = Conversation { protocol, approvals, terminal: args.pty, provider: Some(name) };
     Ok(Program { command, conversation, layer, needs })
 }
 

@@ -141,11 +141,11 @@ impl FromSession {
         }
     }
 
-    fn decode(kind: u8, body: &[u8]) -> Option<FromSession> {
+    fn decode(kind: u8, body: Vec<u8>) -> Option<FromSession> {
         match kind {
-            b'T' => Some(FromSession::Text(body.to_vec())),
-            b'O' => serde_json::from_slice(body).ok().map(|reply| FromSession::Over(Box::new(reply))),
-            b'R' => serde_json::from_slice(body).ok().map(FromSession::Refused),
+            b'T' => Some(FromSession::Text(body)),
+            b'O' => serde_json::from_slice(&body).ok().map(|reply| FromSession::Over(Box::new(reply))),
+            b'R' => serde_json::from_slice(&body).ok().map(FromSession::Refused),
             _ => None,
         }
     }
@@ -156,48 +156,73 @@ impl FromSession {
 #[error("what was received is no frame")]
 pub struct NoFrame;
 
-/// What has come of frames.
+/// What has come of frames. A large one is received where it stays.
 #[derive(Debug, Default)]
 pub struct Received {
-    /// To be filled by whoever reads.
-    pub bytes: Vec<u8>,
-    /// So many of them are dealt with.
+    /// What has come and is not dealt with, from `taken` on.
+    bytes: Vec<u8>,
     taken: usize,
+    /// The kind and the length of the frame of which `body` is the beginning.
+    large: Option<(u8, usize)>,
+    body: Vec<u8>,
 }
 
+/// What is shorter is copied.
+const LARGE: usize = 16 * 1024;
+/// As much is received at once.
+const AT_ONCE: usize = 64 * 1024;
+
 impl Received {
-    fn next(&mut self) -> Result<Option<(u8, std::ops::Range<usize>)>, NoFrame> {
+    /// Returns where to append what comes next, and how much of it there may be at most.
+    pub fn room(&mut self) -> (&mut Vec<u8>, usize) {
+        if let Some((_, length)) = self.large {
+            let left = length - self.body.len();
+            return (&mut self.body, left);
+        }
+        self.bytes.drain(..self.taken);
+        self.taken = 0;
+        self.bytes.reserve(AT_ONCE);
+        (&mut self.bytes, AT_ONCE)
+    }
+
+    fn next(&mut self) -> Result<Option<(u8, Vec<u8>)>, NoFrame> {
+        if let Some((kind, length)) = self.large {
+            if self.body.len() < length {
+                return Ok(None);
+            }
+            self.large = None;
+            return Ok(Some((kind, std::mem::take(&mut self.body))));
+        }
         let rest = &self.bytes[self.taken..];
-        let Some(header) = rest.first_chunk::<HEADER>() else { return Ok(self.keep()) };
-        let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
+        let Some(header) = rest.first_chunk::<HEADER>() else { return Ok(None) };
+        let (kind, length) =
+            (header[0], u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize);
         if length > LONGEST {
             return Err(NoFrame);
         }
-        if rest.len() < HEADER + length {
-            return Ok(self.keep());
+        let rest = &rest[HEADER..];
+        if rest.len() < length && length < LARGE {
+            return Ok(None);
         }
-        let begin = self.taken + HEADER;
-        self.taken = begin + length;
-        Ok(Some((header[0], begin..begin + length)))
-    }
-
-    /// What is not whole yet moves to the front.
-    fn keep<T>(&mut self) -> Option<T> {
-        self.bytes.drain(..self.taken);
-        self.taken = 0;
-        None
+        let have = rest.len().min(length);
+        let mut body = Vec::with_capacity(length);
+        body.extend_from_slice(&rest[..have]);
+        self.taken += HEADER + have;
+        if have < length {
+            (self.large, self.body) = (Some((kind, length)), body);
+            return Ok(None);
+        }
+        Ok(Some((kind, body)))
     }
 
     /// Takes the next frame to the session; `None` until it is all there.
     pub fn to_session(&mut self) -> Result<Option<ToSession>, NoFrame> {
-        let next = self.next()?;
-        next.map(|(kind, at)| ToSession::decode(kind, &self.bytes[at]).ok_or(NoFrame)).transpose()
+        self.next()?.map(|(kind, body)| ToSession::decode(kind, &body).ok_or(NoFrame)).transpose()
     }
 
     /// Takes the next frame from the session; `None` until it is all there.
     pub fn from_session(&mut self) -> Result<Option<FromSession>, NoFrame> {
-        let next = self.next()?;
-        next.map(|(kind, at)| FromSession::decode(kind, &self.bytes[at]).ok_or(NoFrame)).transpose()
+        self.next()?.map(|(kind, body)| FromSession::decode(kind, body).ok_or(NoFrame)).transpose()
     }
 }
 
@@ -208,12 +233,21 @@ mod tests {
     #[test]
     fn frames_survive_the_wire_in_any_pieces() {
         let head = Head { timeout_s: Some(1.5), stream: true, wait: false };
-        let sent = [ToSession::Send(head, "hällo\n".into()), ToSession::Interrupt];
+        let long = "x".repeat(LARGE + 100);
+        let sent = [
+            ToSession::Send(head.clone(), "hällo\n".into()),
+            ToSession::Send(head, long),
+            ToSession::Interrupt,
+        ];
         let bytes: Vec<u8> = sent.iter().flat_map(ToSession::encode).collect();
-        for size in 1..bytes.len() {
+        for size in [1, 2, 3, 5, 64, 1000, LARGE, LARGE + 20, bytes.len()] {
             let (mut received, mut got) = (Received::default(), Vec::new());
-            for piece in bytes.chunks(size) {
-                received.bytes.extend_from_slice(piece);
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let (room, most) = received.room();
+                let (piece, others) = rest.split_at(size.min(most).min(rest.len()));
+                room.extend_from_slice(piece);
+                rest = others;
                 while let Some(frame) = received.to_session().unwrap() {
                     got.push(frame);
                 }
@@ -222,7 +256,7 @@ mod tests {
         }
         let refusal = Refusal { kind: RefusedFor::Busy, message: "no".into() };
         for frame in [FromSession::Text(vec![0, 255]), FromSession::Refused(refusal)] {
-            let mut received = Received { bytes: frame.encode(), taken: 0 };
+            let mut received = Received { bytes: frame.encode(), ..Received::default() };
             assert_eq!(received.from_session(), Ok(Some(frame)));
         }
     }
@@ -232,7 +266,7 @@ mod tests {
         for bytes in
             [&b"S\x04\0\0\0\xff\xff\xff\xff"[..], b"X\0\0\0\0", b"S\xff\xff\xff\xff", b"S\x02\0\0\0ab"]
         {
-            let mut received = Received { bytes: bytes.to_vec(), taken: 0 };
+            let mut received = Received { bytes: bytes.to_vec(), ..Received::default() };
             assert_eq!(received.to_session(), Err(NoFrame), "{bytes:?}");
         }
     }

@@ -33,14 +33,13 @@ impl Link {
     }
 
     async fn next(&mut self) -> Result<FromSession, ManagerError> {
-        const AT_ONCE: usize = 256 * 1024;
         loop {
             if let Some(frame) = self.received.from_session().map_err(io::Error::other)? {
                 return Ok(frame);
             }
-            self.received.bytes.reserve(AT_ONCE);
+            let (room, most) = self.received.room();
             let lost = || ManagerError::died("its supervisor was lost in the middle of the reply");
-            match self.stream.read_buf(&mut self.received.bytes).await {
+            match (&mut self.stream).take(most as u64).read_buf(room).await {
                 Ok(0) => return Err(lost()),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(lost()),
                 result => result?,

@@ -226,6 +226,12 @@ pub trait Talk: Send {
     /// Takes in what the program has written. Once `done` is there, the rest of `bytes` was not the reply's.
     fn take(&mut self, bytes: &[u8], out: &mut Out);
 
+    /// Returns whether all of `bytes`, which the program has written next, is text of the reply as it is: then they are not
+    /// taken in, and need not be copied.
+    fn is_text(&self, _bytes: &[u8]) -> bool {
+        false
+    }
+
     /// Asks for the end of the reply; returns whether the protocol knows how to.
     fn interrupt(&mut self, _out: &mut Out) -> bool {
         false

@@ -79,6 +79,12 @@ impl Talk for Marker {
         self.marker = None;
     }
 
+    fn is_text(&self, bytes: &[u8]) -> bool {
+        let has_none =
+            |marker: &Vec<u8>| memmem::find(bytes, marker).is_none() && beginning_at_end(bytes, marker) == 0;
+        self.open && self.held.is_empty() && self.marker.as_ref().is_some_and(has_none)
+    }
+
     fn take(&mut self, bytes: &[u8], out: &mut Out) {
         // What nobody waits for is nobody's.
         let Some(marker) = &self.marker else { return };

@@ -53,18 +53,22 @@ pub enum Heard {
     Over(Box<Reply>),
 }
 
+/// As much is received at once.
+const AT_ONCE: usize = 64 * 1024;
+
 /// A connection.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     received: Received,
+    buffer: Vec<u8>,
 }
 
 impl Connection {
     /// Opens one to `run`.
     pub fn open(run: &SeenRun) -> Result<Connection, TalkError> {
         let stream = connect(&run.directory, Request::Talk)?;
-        Ok(Connection { stream, received: Received::default() })
+        Ok(Connection { stream, received: Received::default(), buffer: vec![0; AT_ONCE] })
     }
 
     /// Sends a message; [`Connection::hear`] gives what comes of it.
@@ -105,20 +109,17 @@ impl Connection {
 
     /// Waits until something has come, and receives it.
     pub fn receive(&mut self) -> Result<(), TalkError> {
-        const AT_ONCE: usize = 256 * 1024;
-        let known = self.received.bytes.len();
-        self.received.bytes.resize(known + AT_ONCE, 0);
-        let read = self.stream.read(&mut self.received.bytes[known..]);
-        let length = match &read {
-            Ok(length) => *length,
-            Err(_) => 0,
-        };
-        self.received.bytes.truncate(known + length);
-        match read {
+        let (room, most) = self.received.room();
+        let most = most.min(self.buffer.len());
+        match self.stream.read(&mut self.buffer[..most]) {
             Ok(0) => Err(TalkError::Lost),
+            Ok(length) => {
+                room.extend_from_slice(&self.buffer[..length]);
+                Ok(())
+            }
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(TalkError::Lost),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            result => Ok(result.map(drop)?),
+            Err(error) => Err(error.into()),
         }
     }
 }

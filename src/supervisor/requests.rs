@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::talker::{self, Door, Job};
+use super::talker::{self, Door, Job, ToClient};
 use crate::control::frames::{FromSession, Head, Received, ToSession};
 use crate::control::{Answer, LONGEST_LINE, Request, decode, encode};
 use crate::sys::{net, process};
@@ -97,7 +97,7 @@ async fn talk(mut stream: UnixStream, door: &Door) -> std::io::Result<()> {
     }
 }
 
-fn job(head: Head, text: String, to: mpsc::Sender<FromSession>) -> Job {
+fn job(head: Head, text: String, to: mpsc::Sender<ToClient>) -> Job {
     let timeout = head.timeout_s.and_then(|span| Duration::try_from_secs_f64(span).ok());
     Job { text, stream: head.stream, wait: head.wait, timeout, to }
 }
@@ -107,7 +107,7 @@ fn job(head: Head, text: String, to: mpsc::Sender<FromSession>) -> Job {
 async fn pass_back(
     stream: &mut UnixStream,
     received: &mut Received,
-    mut reply: mpsc::Receiver<FromSession>,
+    mut reply: mpsc::Receiver<ToClient>,
     door: &Door,
 ) -> std::io::Result<bool> {
     loop {
@@ -115,8 +115,7 @@ async fn pass_back(
             biased;
             frame = reply.recv() => {
                 let Some(frame) = frame else { return Ok(false) };
-                send(stream, &frame).await?;
-                if !matches!(frame, FromSession::Text(_)) {
+                if send(stream, frame, &mut reply, door).await? {
                     return Ok(true);
                 }
             }
@@ -129,14 +128,33 @@ async fn pass_back(
     }
 }
 
-async fn send(stream: &mut UnixStream, frame: &FromSession) -> std::io::Result<()> {
-    match frame {
-        FromSession::Text(text) => {
-            stream.write_all(&FromSession::text_header(text.len())).await?;
-            stream.write_all(text).await
+/// Sends what there is of a reply, small things together; returns whether that was its end.
+async fn send(
+    stream: &mut UnixStream,
+    first: ToClient,
+    more: &mut mpsc::Receiver<ToClient>,
+    door: &Door,
+) -> std::io::Result<bool> {
+    let (mut bytes, mut next, mut over) = (Vec::new(), Some(first), false);
+    while let Some(it) = next {
+        match it {
+            ToClient::Frame(frame) => {
+                over = !matches!(frame, FromSession::Text(_));
+                bytes.extend(frame.encode());
+            }
+            ToClient::Chunk(buffer, length) => {
+                bytes.extend(FromSession::text_header(length));
+                stream.write_all(&bytes).await?;
+                stream.write_all(&buffer[..length]).await?;
+                bytes.clear();
+                // Without a talker nobody wants it.
+                let _ = door.give_back.send(buffer);
+            }
         }
-        frame => stream.write_all(&frame.encode()).await,
+        next = if over { None } else { more.try_recv().ok() };
     }
+    stream.write_all(&bytes).await?;
+    Ok(over)
 }
 
 /// Receives the next frame; `None` at the end. May be dropped while it waits, nothing is lost.
@@ -145,7 +163,8 @@ async fn receive(stream: &mut UnixStream, received: &mut Received) -> std::io::R
         if let Some(frame) = received.to_session().map_err(std::io::Error::other)? {
             return Ok(Some(frame));
         }
-        if stream.read_buf(&mut received.bytes).await? == 0 {
+        let (room, most) = received.room();
+        if (&mut *stream).take(most as u64).read_buf(room).await? == 0 {
             return Ok(None);
         }
     }

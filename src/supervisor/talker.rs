@@ -32,7 +32,16 @@ pub(super) struct Job {
     pub(super) wait: bool,
     pub(super) timeout: Option<Duration>,
     /// Where its reply goes.
-    pub(super) to: mpsc::Sender<FromSession>,
+    pub(super) to: mpsc::Sender<ToClient>,
+}
+
+/// What goes to a client.
+#[derive(Debug)]
+pub(super) enum ToClient {
+    /// A frame.
+    Frame(FromSession),
+    /// So many bytes of text at the beginning of a buffer, which is wanted back.
+    Chunk(Vec<u8>, usize),
 }
 
 /// What is asked of the talker.
@@ -94,11 +103,13 @@ pub(super) struct Door {
     pub(super) asked: mpsc::Sender<Asked>,
     /// Whoever still passes a reply on has a weak one of it.
     pub(super) passing: Arc<()>,
+    /// Where buffers go that are not needed any more.
+    pub(super) give_back: mpsc::UnboundedSender<Vec<u8>>,
 }
 
 /// A reply that goes on.
 struct Current {
-    to: Option<mpsc::Sender<FromSession>>,
+    to: Option<mpsc::Sender<ToClient>>,
     begun: Instant,
     deadline: Option<Instant>,
     bytes: u64,
@@ -133,8 +144,12 @@ pub(super) struct Talker {
     ended: watch::Receiver<Option<String>>,
     log: Option<output::Writer>,
     buffer: Vec<u8>,
+    /// Buffers that clients have given back.
+    spare: mpsc::UnboundedReceiver<Vec<u8>>,
 }
 
+/// What is less is copied.
+const WORTH_HANDING_ON: usize = 32 * 1024;
 /// As much is read at once.
 const CHUNK: usize = 256 * 1024;
 /// Of stderr so much is kept for the reply.
@@ -157,8 +172,9 @@ impl Talker {
         log: Option<output::Writer>,
         tell: mpsc::UnboundedSender<Word>,
         ended: watch::Receiver<Option<String>>,
-    ) -> io::Result<(Talker, mpsc::Sender<Asked>)> {
+    ) -> io::Result<(Talker, Door)> {
         let (ask, asked) = mpsc::channel(16);
+        let (give_back, spare) = mpsc::unbounded_channel();
         let talker = Talker {
             talk: protocol::talk(
                 &conversation.protocol,
@@ -183,8 +199,9 @@ impl Talker {
             ended,
             log,
             buffer: vec![0; CHUNK],
+            spare,
         };
-        Ok((talker, ask))
+        Ok((talker, Door { asked: ask, passing: Arc::new(()), give_back }))
     }
 
     /// Talks until the session has ended.
@@ -328,6 +345,11 @@ impl Talker {
             }
             Ok(length) => {
                 self.last_output = Instant::now();
+                if length >= WORTH_HANDING_ON && self.talk.is_text(&self.buffer[..length]) {
+                    let next = self.spare.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
+                    let full = std::mem::replace(&mut self.buffer, next);
+                    return self.pass_on(ToClient::Chunk(full, length), length).await;
+                }
                 let mut out = Out::default();
                 self.talk.take(&self.buffer[..length], &mut out);
                 self.follow(out).await;
@@ -380,7 +402,9 @@ impl Talker {
         self.outgoing.append(&mut out.write);
         self.write();
         if !out.text.is_empty() {
-            self.pass_on(std::mem::take(&mut out.text)).await;
+            let text = std::mem::take(&mut out.text);
+            let length = text.len();
+            self.pass_on(ToClient::Frame(FromSession::Text(text)), length).await;
         }
         if let Some(done) = out.done {
             self.complete(done).await;
@@ -396,14 +420,14 @@ impl Talker {
     }
 
     /// Passes text on to who waits for it; who has gone or is stuck is forgotten, and the reply goes on.
-    async fn pass_on(&mut self, text: Vec<u8>) {
+    async fn pass_on(&mut self, text: ToClient, length: usize) {
         let Some(current) = self.current.as_mut().filter(|current| !current.late) else { return };
-        current.bytes += text.len() as u64;
+        current.bytes += length as u64;
         let Some(to) = &current.to else { return };
         let patience = current.deadline.map_or(STUCK, |at| (at - Instant::now().min(at)).min(STUCK));
         let sent = tokio::select! {
             biased;
-            sent = timeout(patience, to.send(FromSession::Text(text))) => matches!(sent, Ok(Ok(()))),
+            sent = timeout(patience, to.send(text)) => matches!(sent, Ok(Ok(()))),
             _ = self.ended.wait_for(Option::is_some) => true,
         };
         if !sent {
@@ -534,13 +558,13 @@ fn reply_of(current: &Current, by: Option<CompleteBy>) -> Reply {
 async fn tell_client(current: &Current, frame: FromSession) {
     if let Some(to) = &current.to {
         // Who takes nothing is not waited for.
-        let _ = timeout(Duration::from_secs(1), to.send(frame)).await;
+        let _ = timeout(Duration::from_secs(1), to.send(ToClient::Frame(frame))).await;
     }
 }
 
 fn refuse(job: &Job, kind: RefusedFor, why: &str) {
     // There is room: it is the first thing that it hears.
-    let _ = job.to.try_send(FromSession::Refused(Refusal { kind, message: why.to_owned() }));
+    let _ = job.to.try_send(ToClient::Frame(FromSession::Refused(Refusal { kind, message: why.to_owned() })));
 }
 
 async fn readable(pipe: Option<&End>) -> io::Result<()> {

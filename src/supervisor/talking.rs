@@ -37,9 +37,9 @@ impl Talking {
         // Without a log (a full disk) there is less to look at.
         let log = output::Writer::open(run.directory(), spec.service.log_size).ok();
         let cwd = run.record.cwd.clone();
-        let (talker, asked) = Talker::new(conversation, &cwd, pipes, log, tell, end)?;
+        let (talker, door) = Talker::new(conversation, &cwd, pipes, log, tell, end)?;
         let task = tokio::spawn(talker.run());
-        Ok(Talking { task, words, door: Door { asked, passing: Arc::new(()) }, ended })
+        Ok(Talking { task, words, door, ended })
     }
 
     /// Returns the way to it.

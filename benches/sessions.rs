@@ -1,0 +1,126 @@
+//! What a message to a session costs: `cargo bench --bench sessions`.
+//!
+//! As in `peers`, ratios are measured in turn within one run; the two times are of this machine alone.
+
+#![allow(clippy::print_stdout, clippy::undocumented_unsafe_blocks, reason = "it is a program of its own")]
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_run::manager::{Manager, ManagerConfig, Piece, SessionSpec};
+
+const AGENT_RUN: &str = env!("CARGO_BIN_EXE_agent-run");
+const AT_ONCE: usize = 20;
+const BYTES: u64 = 100_000_000;
+
+fn main() {
+    let state = tempfile::Builder::new().prefix("agent-run-bench-").tempdir_in("/var/tmp").unwrap();
+    // SAFETY: nobody else runs yet.
+    unsafe {
+        std::env::set_var("AGENT_RUN_STATE_DIR", state.path().join("state"));
+        std::env::set_var("AGENT_RUN_BIN", AGENT_RUN);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        round_trips().await;
+        against_a_new_process().await;
+        many_at_once(state.path()).await;
+    });
+}
+
+fn row(name: &str, value: String, limit: &str) {
+    println!("  {name:<56} {value:>12}  {limit}");
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn cat() -> SessionSpec {
+    SessionSpec { name: Some("cat".into()), ..SessionSpec::command(["cat"], "marker:{marker}") }
+}
+
+async fn round_trips() {
+    let manager = Manager::new(ManagerConfig::default());
+    let session = manager.spawn(cat()).await.unwrap();
+    let mut times = Vec::new();
+    for _ in 0..500 {
+        let begun = Instant::now();
+        manager.send(&session, "hello").await.unwrap();
+        times.push(begun.elapsed());
+    }
+    row("a line to cat and back, by the library", format!("{:?}", median(times)), "(under 150 µs)");
+    let mut times = Vec::new();
+    for _ in 0..200 {
+        let begun = Instant::now();
+        let mut command = Command::new(AGENT_RUN);
+        let output = command.args(["session", "send", "cat", "hello"]).output().unwrap();
+        times.push(begun.elapsed());
+        assert_eq!(output.stdout, b"hello\n");
+    }
+    row("the same from the command line", format!("{:?}", median(times)), "(under 2 ms)");
+    manager.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+async fn against_a_new_process() {
+    let manager = Manager::new(ManagerConfig::default());
+    let session = manager.spawn(SessionSpec::provider("python")).await.unwrap();
+    let (mut ours, mut anew) = (Vec::new(), Vec::new());
+    for _ in 0..30 {
+        let begun = Instant::now();
+        manager.send(&session, "print(1 + 1)").await.unwrap();
+        ours.push(begun.elapsed());
+        let begun = Instant::now();
+        Command::new("python3").args(["-c", "print(1 + 1)"]).stdout(Stdio::null()).status().unwrap();
+        anew.push(begun.elapsed());
+    }
+    let ratio = median(anew).as_secs_f64() / median(ours).as_secs_f64();
+    row("python: faster than starting it for each command", format!("{ratio:.0} ×"), "(at least 20 ×)");
+    manager.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+async fn many_at_once(state: &Path) {
+    let file = state.join("data");
+    std::fs::write(&file, "0123456789abcdef".repeat(BYTES as usize / 16)).unwrap();
+    let manager = Arc::new(Manager::new(ManagerConfig::default()));
+    let mut sessions = Vec::new();
+    for _ in 0..AT_ONCE {
+        sessions.push(manager.spawn(SessionSpec::provider("bash")).await.unwrap());
+    }
+    let mut ratios = Vec::new();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let script = format!("cat {} | cat >/dev/null", file.display());
+        let pipes: Vec<_> =
+            (0..AT_ONCE).map(|_| Command::new("sh").args(["-c", &script]).spawn().unwrap()).collect();
+        pipes.into_iter().for_each(|mut pipe| drop(pipe.wait()));
+        let through_pipes = begun.elapsed();
+        let begun = Instant::now();
+        let tasks: Vec<_> = sessions
+            .iter()
+            .map(|session| {
+                let (manager, session) = (Arc::clone(&manager), session.clone());
+                let text = format!("cat {}", file.display());
+                tokio::spawn(async move {
+                    let mut reply = manager.stream(&session, &text).await.unwrap();
+                    let mut bytes = 0;
+                    while let Piece::Text(text) = reply.next().await.unwrap() {
+                        bytes += text.len() as u64;
+                    }
+                    assert_eq!(bytes, BYTES);
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        ratios.push(through_pipes.as_secs_f64() / begun.elapsed().as_secs_f64());
+    }
+    ratios.sort_by(f64::total_cmp);
+    let gives = format!("{:.2}", ratios[ratios.len() / 2]);
+    row("20 sessions of 100 MB each at once, of cat through a pipe", gives, "(at least 0.5)");
+    manager.shutdown(Duration::from_secs(5)).await.unwrap();
+}

@@ -48,24 +48,36 @@ fn every_option_in_the_readme_exists() {
     }
 }
 
-#[test]
-fn every_option_of_servers_exists_and_is_told() {
+/// Every flag in the page exists, and every flag of these verbs is in the page.
+fn page_is_true(page: &str, group: &str, verbs: &[&str]) {
     let place = Place::new();
-    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/servers.md")).unwrap();
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
     let help = |words: &[&str]| flags(&place.run(words).stdout);
     let of_runs = help(&["--help"]);
     let mut known = of_runs.clone();
-    for verb in ["start", "ensure", "stop", "restart", "status", "logs"] {
-        known.extend(help(&["server", verb, "--help"]));
+    for verb in verbs {
+        known.extend(help(&[group, verb, "--help"]));
     }
-    for flag in flags(&docs.replace(['`', '|'], " ")) {
-        assert!(known.contains(&flag), "{flag} of docs/servers.md does not exist");
+    // What is said to other programs is theirs.
+    let others = ["--input-format", "--output-format", "--model"].map(str::to_owned);
+    for flag in flags(&docs.replace(['`', '|', '"'], " ")) {
+        assert!(known.contains(&flag) || others.contains(&flag), "{flag} of {page} does not exist");
     }
     // The default needs no word; the rest is of every verb.
     let plain = ["--help", "--background", "--json", "--grace", "--dry-run", "--lines"].map(str::to_owned);
     for flag in known.iter().filter(|flag| !of_runs.contains(flag) && !plain.contains(flag)) {
-        assert!(docs.contains(flag.as_str()), "{flag} is not in docs/servers.md");
+        assert!(docs.contains(flag.as_str()), "{flag} is not in {page}");
     }
+}
+
+#[test]
+fn every_option_of_servers_exists_and_is_told() {
+    page_is_true("docs/servers.md", "server", &["start", "ensure", "stop", "restart", "status", "logs"]);
+}
+
+#[test]
+fn every_option_of_sessions_exists_and_is_told() {
+    page_is_true("docs/sessions.md", "session", &["start", "send", "list", "close", "interrupt", "health"]);
 }
 
 #[test]

@@ -23,13 +23,13 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
     let mut runs = selected(args)?;
     if args.dry_run {
         runs.retain(|run| run.state != State::Finished);
-        report(&runs, printer, |run| format!("would stop {}", title(run)));
+        report(&runs, printer, "", |run| format!("would stop {}", title(run)));
         return Ok(0);
     }
     let finished: Vec<RunId> =
         runs.iter().filter(|run| run.state == State::Finished).map(|run| run.id.clone()).collect();
     let all_gone = end(&mut runs, grace, printer);
-    report(&runs, printer, |run| match finished.contains(&run.id) {
+    report(&runs, printer, "", |run| match finished.contains(&run.id) {
         true => format!("{} had ended already", title(run)),
         false => outcome(run),
     });
@@ -102,11 +102,37 @@ pub(super) fn outcome(run: &SeenRun) -> String {
     }
 }
 
-fn report(runs: &[SeenRun], printer: &Printer, line: impl Fn(&SeenRun) -> String) {
+/// Tells of `runs`, each by `line`; of none by `none`.
+pub(super) fn report(runs: &[SeenRun], printer: &Printer, none: &str, line: impl Fn(&SeenRun) -> String) {
     if printer.is_json() {
         let values: Vec<Value> = runs.iter().map(|run| view::json(run, None, None)).collect();
         printer.document("runs", Value::Array(values));
     } else if !runs.is_empty() {
         printer.answer(&runs.iter().map(line).collect::<Vec<_>>().join("\n"));
+    } else if !none.is_empty() {
+        printer.answer(none);
     }
+}
+
+/// Returns what lives of `names`, found by `find`; that nothing of a name lives is what is wanted. All are looked at before
+/// one is touched.
+pub(super) fn living(
+    names: &[String],
+    find: impl Fn(&str) -> Result<SeenRun, Failure>,
+) -> Result<Vec<SeenRun>, Failure> {
+    let mut found: Vec<SeenRun> = Vec::new();
+    for name in names {
+        match find(name) {
+            Ok(run) if run.state != State::Finished && found.iter().all(|other| other.id != run.id) => {
+                found.push(run);
+            }
+            Ok(_) => {}
+            Err(failure) if failure.kind == "unknown_run" => {}
+            Err(failure) => {
+                let hint = failure.hint.as_deref().unwrap_or("check the name");
+                return Err(Failure { hint: Some(format!("nothing was stopped; {hint}")), ..failure });
+            }
+        }
+    }
+    Ok(found)
 }

@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use crate::exit::{NOT_EXECUTABLE, NOT_FOUND, SIGNAL_BASE};
@@ -24,6 +25,8 @@ pub const PROMPT: &str = "{prompt}";
 
 /// What a command leaves behind is killed after this time.
 const GRACE: Duration = Duration::from_secs(1);
+/// What SIGKILL does not end in this time is left to the end of the session.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
 /// Returns the command line of the leader for `command`.
 pub fn words(command: &[OsString]) -> Vec<OsString> {
@@ -72,8 +75,10 @@ fn carry_out(command: &[OsString], text: &[u8]) -> i32 {
             return i32::from(if missing { NOT_FOUND } else { NOT_EXECUTABLE });
         }
     };
-    // One that reads nothing ends all the same, and then this does.
-    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(text));
+    // One that reads nothing ends all the same; what it leaves behind may have its stdin.
+    let (stdin, text) = (child.stdin.take(), text.to_vec());
+    let tells = move || stdin.map(|mut stdin| stdin.write_all(&text));
+    let _ = thread::Builder::new().spawn(tells);
     let ended = child.wait();
     let code = |status: std::process::ExitStatus| {
         status.code().or_else(|| status.signal().map(|signal| i32::from(SIGNAL_BASE) + signal))
@@ -100,7 +105,11 @@ fn end_what_is_left() {
                 break;
             }
         }
-        let late = BootTime::now().saturating_since(begun) >= GRACE;
+        let spent = BootTime::now().saturating_since(begun);
+        if spent >= GIVE_UP_AFTER {
+            return;
+        }
+        let late = spent >= GRACE;
         if late || !asked {
             let signals: &[Signal] = if late { &[Signal::KILL] } else { &[Signal::TERM, Signal::CONT] };
             tree::walk(&mut |member| {

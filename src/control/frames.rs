@@ -8,6 +8,8 @@ use crate::protocol::CompleteBy;
 
 /// A frame is never longer, in bytes.
 pub const LONGEST: usize = 64 << 20;
+/// A message is never longer, in bytes.
+pub const LONGEST_MESSAGE: usize = LONGEST - 4096;
 /// The kind and the length, little-endian.
 const HEADER: usize = 5;
 

@@ -51,6 +51,9 @@ pub enum Request {
     },
     /// Say what only the supervisor knows.
     Live,
+    /// Take a session that has nothing to do: it is not given to another one until it has dealt with a message, or for half a
+    /// minute.
+    Take,
     /// Ask the program of a session for the end of its reply.
     Interrupt,
     /// Talk with a session: once this is done, frames follow in both directions.

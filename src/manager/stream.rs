@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use super::{ManagerError, Session};
 use crate::control::Request;
 use crate::control::client::connect;
-use crate::control::frames::{FromSession, Head, Received, Reply, ToSession};
+use crate::control::frames::{FromSession, Head, LONGEST_MESSAGE, Received, Reply, ToSession};
 use crate::protocol::CompleteBy;
 use crate::registry::seen::SeenRun;
 use crate::session::connection::Sending;
@@ -70,6 +70,12 @@ impl ReplyStream {
         text: &str,
         sending: Sending,
     ) -> Result<ReplyStream, ManagerError> {
+        if text.len() > LONGEST_MESSAGE {
+            return Err(ManagerError::Protocol(format!(
+                "the message is longer than {} MiB",
+                LONGEST_MESSAGE >> 20
+            )));
+        }
         let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
         let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
         // What has become of one that does not take it, reading tells.

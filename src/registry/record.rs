@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::exit::{Ending, Reason};
 use crate::limits::Limits;
 use crate::ports::ClaimMode;
+use crate::protocol::Approvals;
 use crate::run::{Keep, Kind, RunId, RunSpec};
 use crate::service::Restart;
 use crate::sys::clock::BootTime;
@@ -263,6 +264,12 @@ pub struct Record {
     /// How a session's program is spoken to.
     #[serde(default)]
     pub protocol: Option<String>,
+    /// What a session's program is answered when it asks whether it may do something.
+    #[serde(default)]
+    pub approvals: Option<Approvals>,
+    /// Whether a session's program has a terminal.
+    #[serde(default)]
+    pub terminal: bool,
     /// What a session's program is.
     #[serde(default)]
     pub provider: Option<String>,
@@ -319,6 +326,8 @@ impl Record {
             host: None,
             env_mark: Some(env_mark(&spec.env)),
             protocol: spec.session.as_ref().map(|session| session.protocol.to_string()),
+            approvals: spec.session.as_ref().map(|session| session.approvals),
+            terminal: spec.session.as_ref().is_some_and(|session| session.terminal),
             provider: spec.session.as_ref().and_then(|session| session.provider.clone()),
             dir: None,
             keep: spec.keep,

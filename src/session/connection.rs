@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use crate::control::Request;
 use crate::control::client::{ControlError, connect};
-use crate::control::frames::{FromSession, Head, Received, Refusal, Reply, ToSession};
+use crate::control::frames::{
+    FromSession, Head, LONGEST_MESSAGE, Received, Refusal, RefusedFor, Reply, ToSession,
+};
 use crate::registry::seen::SeenRun;
 
 /// A message was not answered.
@@ -73,6 +75,10 @@ impl Connection {
 
     /// Sends a message; [`Connection::hear`] gives what comes of it.
     pub fn send(&mut self, text: &str, sending: Sending) -> Result<(), TalkError> {
+        if text.len() > LONGEST_MESSAGE {
+            let message = format!("the message is longer than {} MiB", LONGEST_MESSAGE >> 20);
+            return Err(TalkError::Refused(Refusal { kind: RefusedFor::Protocol, message }));
+        }
         let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
         let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
         // What has become of one that does not take it, reading tells.

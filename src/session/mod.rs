@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::control::client::ask;
 use crate::control::{Answer, Request};
 use crate::launch::{self, LaunchError};
+use crate::owner;
 use crate::port::claim::Person;
 use crate::readiness::{self, NotReady, Progress};
 use crate::recover;
@@ -17,7 +18,7 @@ use crate::registry::RegistryError;
 use crate::registry::record::{self, Record, State};
 use crate::registry::root::Root;
 use crate::registry::seen::{self, SeenRun};
-use crate::run::{Kind, RunSpec};
+use crate::run::{Kind, OwnerChoice, RunSpec};
 
 /// A session was not started.
 #[derive(Debug, thiserror::Error)]
@@ -46,19 +47,17 @@ pub fn start(spec: RunSpec, person: &dyn Person, progress: &dyn Progress) -> Res
     Ok(readiness::of_own(seen::find(&root, id.as_str())?, progress)?)
 }
 
-/// Returns a session like `spec` that has nothing to do, if there is one: of the same command, protocol, directory, limits
-/// and variables.
+/// Takes a session like `spec` that has nothing to do, if there is one: of the same command, protocol, directory, limits,
+/// variables and owner.
 pub fn idle_one_like(spec: &RunSpec) -> Result<Option<SeenRun>, SessionError> {
     let Some(root) = Root::open_existing()? else { return Ok(None) };
     let is_like = |run: &SeenRun| {
         let named = spec.name.is_none() || run.name() == spec.name.as_deref();
         named && run.state == State::Ready && run.record.as_ref().is_ok_and(|record| fits(record, spec))
     };
-    let has_nothing_to_do = |run: &SeenRun| match ask(&run.directory, Request::Live) {
-        Ok(Answer::Live { busy, .. }) => !busy,
-        _ => false,
-    };
-    Ok(seen::runs(&root).into_iter().find(|run| is_like(run) && has_nothing_to_do(run)))
+    // Of two who want it at once one gets it.
+    let is_given = |run: &SeenRun| matches!(ask(&run.directory, Request::Take), Ok(Answer::Done));
+    Ok(seen::runs(&root).into_iter().find(|run| is_like(run) && is_given(run)))
 }
 
 fn fits(record: &Record, spec: &RunSpec) -> bool {
@@ -72,8 +71,17 @@ fn fits(record: &Record, spec: &RunSpec) -> bool {
             .map(String::as_str)
             .eq(spec.command.iter().map(|word| word.to_string_lossy()))
         && real(Path::new(&record.cwd)) == real(&launch::start_directory(spec))
-        && record.env_mark.is_none_or(|mark| mark == record::env_mark(&spec.env))
+        && record.env_mark == Some(record::env_mark(&spec.env))
         && record.limits == spec.limits
+        && spec.session.as_ref().is_some_and(|session| {
+            record.approvals == Some(session.approvals) && record.terminal == session.terminal
+        })
+        && match spec.owner {
+            // Another one's would end with that one.
+            OwnerChoice::Pid(pid) => record.owner.as_ref().is_some_and(|owner| owner.process.pid == pid),
+            OwnerChoice::None => record.owner.is_none(),
+            OwnerChoice::Auto | OwnerChoice::Parent => owner::stranger_of(record).is_none(),
+        }
 }
 
 /// Returns the living sessions, oldest first.

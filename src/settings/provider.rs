@@ -44,8 +44,8 @@ fn built_in(name: &str) -> Option<Provider> {
     let host = || Protocol::Marker(ONESHOT.to_owned());
     let (binary, args, protocol, oneshot): (&str, &[&str], Protocol, Option<&[&str]>) = match name {
         "claude" => ("claude", &CLAUDE, Protocol::Claude, Some(&["-p"])),
-        "codex" => ("codex", &["app-server"], Protocol::Codex, Some(&["exec", "{prompt}"])),
-        "gemini" => ("gemini", &["--acp"], Protocol::Acp, Some(&["-p", "{prompt}"])),
+        "codex" => ("codex", &["app-server"], Protocol::Codex, Some(&["exec", "-"])),
+        "gemini" => ("gemini", &["--acp"], Protocol::Acp, Some(&["--prompt={prompt}"])),
         "bash" => ("bash", &["--norc", "--noprofile", "-c", include_str!("hosts/bash.sh")], host(), None),
         "python" => ("python3", &["-u", "-c", include_str!("hosts/python.py")], host(), None),
         "node" => ("node", &["-e", include_str!("hosts/node.js")], host(), None),
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(claude.layer["idle"].1, Origin::File("/p/agent-run.toml".into(), 3));
         assert_eq!(find("lite", &all).unwrap().command(), ["sqlite3"]);
         assert_eq!(find("ask", &all).unwrap().approvals, Approvals::Accept);
-        assert_eq!(find("codex", &all).unwrap().command(), ["codex", "exec", "{prompt}"]);
+        assert_eq!(find("codex", &all).unwrap().command(), ["codex", "exec", "-"]);
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub(super) struct Driver {
     pub(super) door: Option<Door>,
     /// Whether that deals with a message, and how many it has had.
     pub(super) talked: (bool, u64),
+    /// When somebody took it, who has not said anything yet.
+    pub(super) taken_at: Option<BootTime>,
     guard_lost: bool,
     /// It had it when the guard was lost.
     leader_had_terminal: bool,
@@ -140,6 +142,7 @@ impl Driver {
             probes: HashMap::new(),
             door: None,
             talked: (false, 0),
+            taken_at: None,
             lookout,
             meter,
             exceeded: None,
@@ -409,6 +412,7 @@ impl Driver {
                 let (busy, messages) = self.talked;
                 Answer::Live { idle_s: idle.map(|span| span.as_secs_f64()), busy, messages }
             }
+            Request::Take => self.take(),
             Request::Interrupt => self.interrupt(),
             Request::Talk => self.let_in(),
         };

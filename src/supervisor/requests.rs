@@ -2,13 +2,15 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::WriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::talker::{self, Door, Job, ToClient};
+use super::talker::{self, Client, Door, Job, Part};
 use crate::control::frames::{FromSession, Head, Received, ToSession};
 use crate::control::{Answer, LONGEST_LINE, Request, decode, encode};
 use crate::sys::{net, process};
@@ -20,25 +22,26 @@ pub(super) type Asked = (Request, oneshot::Sender<Answer>);
 const AT_ONCE: usize = 64;
 /// Whoever connects and says nothing is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// As much of a reply is on its way to a client, in frames.
-const ON_ITS_WAY: usize = 2;
+/// As many talk at once, beside those who ask.
+const TALK_AT_ONCE: usize = 256;
 
 /// Accepts connections for ever and passes their requests on; those to talk go to `door`.
 pub(super) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>, door: Option<Door>) {
     let places = Arc::new(Semaphore::new(AT_ONCE));
+    let talkers = Arc::new(Semaphore::new(TALK_AT_ONCE));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (asked, door) = (asked.clone(), door.clone());
+                let (asked, door, talkers) = (asked.clone(), door.clone(), Arc::clone(&talkers));
                 tokio::spawn(async move {
-                    if let Ok(Ok(Some(stream))) = tokio::time::timeout(PATIENCE, answer(stream, asked)).await
-                        && let Some(door) = door
-                    {
+                    let answered = tokio::time::timeout(PATIENCE, answer(stream, asked, talkers)).await;
+                    // Whoever talks must not keep others from asking.
+                    drop(place);
+                    if let (Ok(Ok(Some((stream, _talks)))), Some(door)) = (answered, door) {
                         // Its end is the connection's; there is nobody to tell.
                         let _ = talk(stream, &door).await;
                     }
-                    drop(place);
                 });
             }
             // Out of descriptors or memory: nothing is lost by trying again a little later.
@@ -48,7 +51,11 @@ pub(super) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>, do
 }
 
 /// Answers one request; returns the connection if it is to talk.
-async fn answer(stream: UnixStream, asked: mpsc::Sender<Asked>) -> std::io::Result<Option<UnixStream>> {
+async fn answer(
+    stream: UnixStream,
+    asked: mpsc::Sender<Asked>,
+    talkers: Arc<Semaphore>,
+) -> std::io::Result<Option<(UnixStream, OwnedSemaphorePermit)>> {
     let uid = net::peer_uid(stream.as_fd())?;
     if uid != process::own_uid() && uid != 0 {
         // The directory's mode keeps others out already.
@@ -58,14 +65,18 @@ async fn answer(stream: UnixStream, asked: mpsc::Sender<Asked>) -> std::io::Resu
     let mut line = Vec::new();
     (&mut stream).take(LONGEST_LINE).read_until(b'\n', &mut line).await?;
     let request = decode::<Request>(&line);
-    let talks = request == Ok(Request::Talk);
+    let talks = (request == Ok(Request::Talk)).then(|| talkers.try_acquire_owned());
     let answer = match request {
+        _ if matches!(talks, Some(Err(_))) => {
+            Answer::Refused { message: "too many talk with it already".to_owned() }
+        }
         Ok(request) => pass_on(request, &asked).await,
         Err(message) => Answer::Refused { message },
     };
     stream.get_mut().write_all(&encode(answer.clone())).await?;
     // Nobody sends a frame before the answer is there.
-    Ok((talks && answer == Answer::Done).then(|| stream.into_inner()))
+    let talks = talks.and_then(Result::ok).filter(|_| answer == Answer::Done);
+    Ok(talks.map(|talks| (stream.into_inner(), talks)))
 }
 
 async fn pass_on(request: Request, asked: &mpsc::Sender<Asked>) -> Answer {
@@ -83,11 +94,15 @@ async fn talk(mut stream: UnixStream, door: &Door) -> std::io::Result<()> {
     loop {
         match receive(&mut stream, &mut received).await? {
             None => return Ok(()),
-            Some(ToSession::Interrupt) => drop(door.asked.send(talker::Asked::Interrupt).await),
+            // Between two messages there is nothing to interrupt.
+            Some(ToSession::Interrupt) => {}
             Some(ToSession::Send(head, text)) => {
                 let passing = Arc::downgrade(&door.passing);
-                let (to, reply) = mpsc::channel(ON_ITS_WAY);
-                let asked = door.asked.send(talker::Asked::Job(job(head, text, to))).await;
+                let (client, parts, last) = Client::new();
+                let job = job(head, text, client, door);
+                let id = job.id;
+                let asked = door.asked.send(talker::Asked::Job(job)).await;
+                let reply = Reply { id, parts, last };
                 if asked.is_err() || !pass_back(&mut stream, &mut received, reply, door).await? {
                     return Ok(());
                 }
@@ -97,9 +112,25 @@ async fn talk(mut stream: UnixStream, door: &Door) -> std::io::Result<()> {
     }
 }
 
-fn job(head: Head, text: String, to: mpsc::Sender<ToClient>) -> Job {
+fn job(head: Head, text: String, client: Client, door: &Door) -> Job {
+    // More than that is for ever, and cannot be added to an instant.
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
     let timeout = head.timeout_s.and_then(|span| Duration::try_from_secs_f64(span).ok());
-    Job { text, stream: head.stream, wait: head.wait, timeout, to }
+    Job {
+        id: door.count.fetch_add(1, Ordering::Relaxed),
+        text,
+        stream: head.stream,
+        wait: head.wait,
+        timeout: timeout.map(|span| span.min(LONGEST)),
+        client,
+    }
+}
+
+/// What comes of one message.
+struct Reply {
+    id: u64,
+    parts: mpsc::Receiver<Part>,
+    last: oneshot::Receiver<FromSession>,
 }
 
 /// Passes one reply back; returns whether the client is still there. What it says meanwhile is an interrupt, or
@@ -107,58 +138,55 @@ fn job(head: Head, text: String, to: mpsc::Sender<ToClient>) -> Job {
 async fn pass_back(
     stream: &mut UnixStream,
     received: &mut Received,
-    mut reply: mpsc::Receiver<ToClient>,
+    mut reply: Reply,
     door: &Door,
 ) -> std::io::Result<bool> {
-    loop {
-        tokio::select! {
-            biased;
-            frame = reply.recv() => {
-                let Some(frame) = frame else { return Ok(false) };
-                if send(stream, frame, &mut reply, door).await? {
-                    return Ok(true);
+    let (mut reads, mut writes) = stream.split();
+    let passes = async {
+        while let Some(part) = reply.parts.recv().await {
+            send(&mut writes, part, door).await?;
+        }
+        match reply.last.await {
+            Ok(word) => writes.write_all(&word.encode()).await.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    };
+    let listens = async {
+        loop {
+            match receive(&mut reads, received).await? {
+                Some(ToSession::Interrupt) => {
+                    let _ = door.asked.send(talker::Asked::Interrupt(Some(reply.id))).await;
                 }
-            }
-            heard = receive(stream, received) => match heard? {
-                Some(ToSession::Interrupt) => drop(door.asked.send(talker::Asked::Interrupt).await),
                 // The next message comes after the reply.
                 Some(ToSession::Send(..)) | None => return Ok(false),
             }
         }
+    };
+    tokio::select! {
+        biased;
+        gone = listens => gone,
+        passed = passes => passed,
     }
 }
 
-/// Sends what there is of a reply, small things together; returns whether that was its end.
-async fn send(
-    stream: &mut UnixStream,
-    first: ToClient,
-    more: &mut mpsc::Receiver<ToClient>,
-    door: &Door,
-) -> std::io::Result<bool> {
-    let (mut bytes, mut next, mut over) = (Vec::new(), Some(first), false);
-    while let Some(it) = next {
-        match it {
-            ToClient::Frame(frame) => {
-                over = !matches!(frame, FromSession::Text(_));
-                bytes.extend(frame.encode());
-            }
-            ToClient::Chunk(buffer, length) => {
-                bytes.extend(FromSession::text_header(length));
-                stream.write_all(&bytes).await?;
-                stream.write_all(&buffer[..length]).await?;
-                bytes.clear();
-                // Without a talker nobody wants it.
-                let _ = door.give_back.send(buffer);
-            }
+async fn send(to: &mut WriteHalf<'_>, part: Part, door: &Door) -> std::io::Result<()> {
+    match part {
+        Part::Text(text) => to.write_all(&FromSession::Text(text).encode()).await,
+        Part::Chunk(buffer, length) => {
+            to.write_all(&FromSession::text_header(length)).await?;
+            to.write_all(&buffer[..length]).await?;
+            // Without a talker nobody wants it.
+            let _ = door.give_back.send(buffer);
+            Ok(())
         }
-        next = if over { None } else { more.try_recv().ok() };
     }
-    stream.write_all(&bytes).await?;
-    Ok(over)
 }
 
 /// Receives the next frame; `None` at the end. May be dropped while it waits, nothing is lost.
-async fn receive(stream: &mut UnixStream, received: &mut Received) -> std::io::Result<Option<ToSession>> {
+async fn receive(
+    stream: &mut (impl AsyncRead + Unpin),
+    received: &mut Received,
+) -> std::io::Result<Option<ToSession>> {
     loop {
         if let Some(frame) = received.to_session().map_err(std::io::Error::other)? {
             return Ok(Some(frame));

@@ -18,6 +18,7 @@ use crate::registry::record::Timestamp;
 use crate::registry::store::LiveRun;
 use crate::run::RunSpec;
 use crate::sys::children::Ended;
+use crate::sys::clock::BootTime;
 use crate::sys::signal::Signal;
 
 /// Who talks with the program, and the ways to and from there.
@@ -92,20 +93,32 @@ impl Driver {
             Word::Busy(busy) => {
                 self.talked.0 = busy;
                 self.talked.1 += u64::from(busy);
+                self.taken_at = None;
                 self.take_in(Event::Busy(busy));
             }
+            Word::Abandoned => self.take_in(Event::Busy(false)),
             Word::CtrlC => self.tree.signal_group(Signal::INT),
             Word::Broken(why) => {
                 let was_ready = self.run.record.ready_at.is_some();
                 self.run.record.trouble = Some(why);
                 self.save();
-                if was_ready {
-                    self.take_in(Event::Health(false));
-                } else {
-                    self.take_in(Event::Stop { grace: None, reason: Reason::LaunchFailed });
-                }
+                // Nothing makes it well again, and it has a place that others wait for.
+                let reason = if was_ready { Reason::Unhealthy } else { Reason::LaunchFailed };
+                self.take_in(Event::Stop { grace: None, reason });
             }
         }
+    }
+
+    /// Somebody wants it for itself.
+    pub(super) fn take(&mut self) -> Answer {
+        const TAKEN_FOR: Duration = Duration::from_secs(30);
+        let now = BootTime::now();
+        let is_taken = self.taken_at.is_some_and(|at| now.saturating_since(at) < TAKEN_FOR);
+        if self.talked.0 || is_taken || self.door.is_none() || !self.machine.goes_on() {
+            return Answer::Refused { message: "it is in use".to_owned() };
+        }
+        self.taken_at = Some(now);
+        Answer::Done
     }
 
     /// Somebody asks for the end of the reply.
@@ -115,7 +128,7 @@ impl Driver {
         if !self.talked.0 {
             return refused("it deals with no message");
         }
-        match door.asked.try_send(talker::Asked::Interrupt) {
+        match door.asked.try_send(talker::Asked::Interrupt(None)) {
             Ok(()) => Answer::Done,
             Err(_) => refused("it has too much to do; try again"),
         }

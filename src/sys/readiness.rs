@@ -49,10 +49,10 @@ impl End {
         Ok(())
     }
 
-    /// Waits until there is room to write.
+    /// Waits until there is room to write. Errors if nobody will ever read.
     pub async fn writable(&self) -> io::Result<()> {
-        self.0.writable().await?.retain_ready();
-        Ok(())
+        let ready = self.0.writable().await?.ready();
+        if ready.is_write_closed() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
     }
 
     /// Reads what there is; `WouldBlock` if that is nothing, 0 at the end.

@@ -27,9 +27,22 @@ pub(super) fn run(args: &SendArgs, printer: &Printer) -> Result<u8, Failure> {
     let text = message(args)?;
     let sending = Sending { timeout, stream: args.stream, wait: !args.no_wait };
     let mut shown = Shown::new(args, &run, *printer);
-    let reply = talk(&run, &text, sending, &mut shown).map_err(|error| refused(&args.session, error))?;
-    shown.end(&reply);
-    outcome(&args.session, &reply, timeout, printer)
+    match talk(&run, &text, sending, &mut shown) {
+        Ok(Some(reply)) => {
+            shown.end(&reply);
+            outcome(&args.session, &reply, timeout, printer)
+        }
+        // Nobody reads what we print.
+        Ok(None) => Ok(exit::SIGNAL_BASE + Signal::PIPE.number() as u8),
+        Err(error) => {
+            let failure = refused(&args.session, error);
+            if !shown.break_off(&failure.message) {
+                return Err(failure);
+            }
+            printer.note(&failure.line());
+            Ok(failure.code)
+        }
+    }
 }
 
 /// Returns the message: the argument, else all of stdin.
@@ -48,7 +61,8 @@ fn message(args: &SendArgs) -> Result<String, Failure> {
 }
 
 /// Sends, and waits for the end of the reply. The first Ctrl-C interrupts that, the second ends us.
-fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Result<Reply, TalkError> {
+/// `None` if nobody reads what we print.
+fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Result<Option<Reply>, TalkError> {
     let mut connection = Connection::open(run)?;
     signal::block(&[Signal::INT]);
     let queue = SignalQueue::open(&[Signal::INT])?;
@@ -56,8 +70,9 @@ fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Resul
     connection.send(text, sending)?;
     loop {
         match connection.take()? {
-            Some(Heard::Text(text)) => shown.text(&text),
-            Some(Heard::Over(reply)) => return Ok(*reply),
+            Some(Heard::Text(text)) if !shown.text(&text) => return Ok(None),
+            Some(Heard::Text(_)) => {}
+            Some(Heard::Over(reply)) => return Ok(Some(*reply)),
             None => {
                 let ready = waits::any(&[(connection.as_fd(), true), (queue.as_fd(), true)], None)?;
                 if queue.next().is_some() {
@@ -105,22 +120,31 @@ impl Shown {
         }
     }
 
-    fn text(&mut self, bytes: &[u8]) {
+    /// Prints a part of the text; returns whether somebody reads that.
+    fn text(&mut self, bytes: &[u8]) -> bool {
         if !self.printer.is_json() {
             self.last = bytes.last().copied().unwrap_or(self.last);
-            self.printer.raw(bytes);
-            return;
+            return self.printer.raw(bytes);
         }
         let text = self.whole_characters(bytes);
         if self.stream {
             self.printer.fields(&[("text", json!(text))]);
-            return;
+            return true;
         }
         let quoted = json!(text).to_string();
         let inner = &quoted[1..quoted.len() - 1];
         let begin = if self.begun { String::new() } else { self.beginning() };
         self.begun = true;
-        self.printer.raw(format!("{begin}{inner}").as_bytes());
+        self.printer.raw(format!("{begin}{inner}").as_bytes())
+    }
+
+    /// Ends a document that has begun, if there is one: the reply will not be.
+    fn break_off(&mut self, why: &str) -> bool {
+        if self.begun {
+            let end = json!({ "complete_by": null, "failed": why }).to_string();
+            self.printer.raw(format!("\",{}}}\n", &end[1..]).as_bytes());
+        }
+        self.begun
     }
 
     /// A document of which the text comes as it does: it may be larger than the memory.
@@ -133,11 +157,10 @@ impl Shown {
         let mut all = std::mem::take(&mut self.half);
         all.extend_from_slice(bytes);
         let end = match std::str::from_utf8(&all) {
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            _ => all.len(),
+            Ok(_) => all.len(),
+            // In the middle there may be bytes that are no characters; at its end at most three that may become one.
+            Err(_) => all.len() - incomplete(&all),
         };
-        // In the middle there may be bytes that are no characters; at the end at most three that may become one.
-        let end = if all.len() - end > 3 { all.len() - incomplete(&all) } else { end };
         self.half = all.split_off(end);
         String::from_utf8_lossy(&all).into_owned()
     }
@@ -169,8 +192,9 @@ impl Shown {
 
 /// Returns how many bytes at the end of `bytes` may be the beginning of a character.
 fn incomplete(bytes: &[u8]) -> usize {
-    let tail = bytes.iter().rev().take(3).position(|byte| *byte >= 0xc0);
-    tail.map_or(0, |at| at + 1)
+    let tail = bytes.iter().rev().take(3).position(|byte| *byte >= 0xc0).map_or(0, |at| at + 1);
+    let (_, rest) = bytes.split_at(bytes.len() - tail);
+    if std::str::from_utf8(rest).is_err_and(|error| error.error_len().is_none()) { tail } else { 0 }
 }
 
 fn refused(session: &str, error: TalkError) -> Failure {

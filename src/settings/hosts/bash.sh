@@ -2,12 +2,12 @@
 # is carried out, and not the shell: the trap makes each further command of it return (extdebug).
 __ar_abort() { [ "${#FUNCNAME[@]}" -le 1 ] || return 2; }
 trap '__ar_interrupted=1; shopt -s extdebug; trap __ar_abort DEBUG' INT
-exec 9<&0 </dev/null
+exec 7>&1 9<&0 </dev/null
 while IFS= read -r -d '' -u 9 __ar_marker && IFS= read -r -d '' -u 9 __ar_text; do
   trap - DEBUG; shopt -u extdebug; __ar_interrupted=
-  source /dev/fd/8 8< <(printf %s "$__ar_text") 9<&-
+  source /dev/fd/8 8< <(printf %s "$__ar_text") 9<&- 7>&-
   __ar_status=$?
   trap - DEBUG; shopt -u extdebug
   [ -z "$__ar_interrupted" ] || __ar_status=130
-  printf '%s%d\n' "$__ar_marker" "$__ar_status"
+  printf '%s%d\n' "$__ar_marker" "$__ar_status" >&7
 done

@@ -1,7 +1,7 @@
 # Carries out one message after the other in one namespace, and prints the value of an expression at its end.
 import ast, os, signal, sys, traceback
 
-messages, rest = os.dup(0), b""
+messages, answers, rest = os.dup(0), os.dup(1), b""
 null = os.open(os.devnull, os.O_RDONLY)
 os.dup2(null, 0)
 os.close(null)
@@ -31,18 +31,36 @@ def carry_out(text):
             print(repr(value))
 
 
-while True:
-    signal.signal(signal.SIGINT, lambda *_: None)
-    marker, text = part(), part()
-    status = 0
+def nothing(*_):
+    pass
+
+
+def answer(text):
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         carry_out(text)
+        signal.signal(signal.SIGINT, nothing)
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        signal.signal(signal.SIGINT, nothing)
+        traceback.print_exc()
+        return 1
+
+
+while True:
+    signal.signal(signal.SIGINT, nothing)
+    marker, text = part(), part()
+    try:
+        status = answer(text)
     except KeyboardInterrupt:
         status = 130
-    except Exception:
-        status = 1
-        traceback.print_exc()
-    signal.signal(signal.SIGINT, lambda *_: None)
-    sys.stderr.flush()
-    print(f"{marker}{status}", flush=True)
+    signal.signal(signal.SIGINT, nothing)
+    # Wherever the message has sent them, what it has printed comes first.
+    for stream in {sys.stdout, sys.__stdout__, sys.stderr}:
+        try:
+            stream.flush()
+        except Exception:
+            pass
+    os.write(answers, f"{marker}{status}\n".encode())

@@ -1,56 +1,39 @@
 //! Talking with the program of a session: one message after the other goes to its stdin, its output is the reply, and the
 //! protocol knows where that ends.
 //!
-//! A task of its own beside the driver. It never waits for the program to read or to write alone: whatever can happen
-//! next is waited for at once. For a client that reads slowly it does wait, so that the program is slowed down with it,
-//! but not for ever.
+//! A task of its own beside the driver. It waits for one thing never: whatever can happen next is waited for at once. A
+//! program whose client reads slowly is slowed down with it, but not for ever.
+
+mod client;
 
 use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::relay::CommandEnds;
-use crate::control::frames::{FromSession, Refusal, RefusedFor, Reply};
+pub(super) use client::{Client, Job, Part};
+
+use crate::control::frames::{FromSession, RefusedFor, Reply};
 use crate::output;
 use crate::protocol::{self, CompleteBy, Done, Message, Out, Talk};
 use crate::run::Conversation;
 use crate::sys::readiness::End;
 use crate::sys::{files, tty};
 
-/// A message that somebody sends.
-#[derive(Debug)]
-pub(super) struct Job {
-    pub(super) text: String,
-    pub(super) stream: bool,
-    /// Whether it waits for its turn.
-    pub(super) wait: bool,
-    pub(super) timeout: Option<Duration>,
-    /// Where its reply goes.
-    pub(super) to: mpsc::Sender<ToClient>,
-}
-
-/// What goes to a client.
-#[derive(Debug)]
-pub(super) enum ToClient {
-    /// A frame.
-    Frame(FromSession),
-    /// So many bytes of text at the beginning of a buffer, which is wanted back.
-    Chunk(Vec<u8>, usize),
-}
-
 /// What is asked of the talker.
 #[derive(Debug)]
 pub(super) enum Asked {
     /// This message.
     Job(Job),
-    /// The end of the reply.
-    Interrupt,
+    /// The end of the reply to this message, or to the one that is dealt with.
+    Interrupt(Option<u64>),
 }
 
 /// What the talker tells the driver.
@@ -62,6 +45,8 @@ pub(super) enum Word {
     Broken(String),
     /// It deals with a message, or not any more.
     Busy(bool),
+    /// Nobody waits for the reply that goes on; the program said something just now.
+    Abandoned,
     /// As the key would.
     CtrlC,
 }
@@ -105,21 +90,27 @@ pub(super) struct Door {
     pub(super) passing: Arc<()>,
     /// Where buffers go that are not needed any more.
     pub(super) give_back: mpsc::UnboundedSender<Vec<u8>>,
+    /// The number of the last message.
+    pub(super) count: Arc<AtomicU64>,
 }
 
 /// A reply that goes on.
 struct Current {
-    to: Option<mpsc::Sender<ToClient>>,
+    id: u64,
+    /// Who waits for it; nobody if its time is over or the client has gone.
+    client: Option<Client>,
     begun: Instant,
     deadline: Option<Instant>,
     bytes: u64,
     stderr: VecDeque<u8>,
     /// When Ctrl-C follows, if the protocol's own way did not help.
     ctrl_c_at: Option<Instant>,
-    /// It has timed out.
-    late: bool,
+    /// It is complete, and the client has yet to take the rest of it.
+    done: Option<Done>,
     /// Its end was asked for.
     interrupted: bool,
+    /// When it was last told that nobody waits for it.
+    told: Option<Instant>,
 }
 
 /// The talker.
@@ -154,12 +145,16 @@ const WORTH_HANDING_ON: usize = 32 * 1024;
 const CHUNK: usize = 256 * 1024;
 /// Of stderr so much is kept for the reply.
 const STDERR_KEPT: usize = 64 * 1024;
-/// A client that has taken nothing for so long is not waited for any more.
-const STUCK: Duration = Duration::from_secs(30);
 /// The protocol's own interrupt has so long to help.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(3);
 /// Whoever closes its descriptors mostly dies next, and that is the better news.
 const DYING: Duration = Duration::from_millis(500);
+/// A program that reads nothing is told no more, in bytes.
+const MOST_OUTGOING: usize = 256 << 20;
+/// So often at once stderr is read, before something else has its turn.
+const READS_AT_ONCE: usize = 16;
+/// As long as a wait can be, in practice.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// So many messages wait for their turn.
 const MOST_WAITING: usize = 64;
 
@@ -201,96 +196,114 @@ impl Talker {
             buffer: vec![0; CHUNK],
             spare,
         };
-        Ok((talker, Door { asked: ask, passing: Arc::new(()), give_back }))
+        Ok((talker, Door { asked: ask, passing: Arc::new(()), give_back, count: Arc::default() }))
     }
 
     /// Talks until the session has ended.
     pub(super) async fn run(mut self) {
         let mut out = Out::default();
         self.talk.open(&mut out);
-        self.follow(out).await;
+        self.follow(out);
         loop {
+            // Descriptors that are always ready must not keep the clock, or anybody else, from their turn.
+            tokio::task::consume_budget().await;
             let wake = self.wake_at();
+            if wake.is_some_and(|at| at <= Instant::now()) {
+                self.tick();
+                continue;
+            }
+            let client = self.current.as_mut().and_then(|it| it.client.as_mut());
+            let is_behind = client.as_ref().is_some_and(|client| !client.has_all());
             tokio::select! {
                 biased;
                 _ = self.ended.changed() => break,
-                Some(asked) = self.asked.recv() => self.hear(asked).await,
+                Some(asked) = self.asked.recv() => self.hear(asked),
                 ready = writable(self.stdin.as_ref(), self.written < self.outgoing.len()) => match ready {
                     Ok(()) => self.write(),
                     Err(_) => self.lose_stdin(),
                 },
-                _ = readable(self.stdout.as_ref()) => self.listen().await,
+                there = taken(client.filter(|_| is_behind)) => self.taken(there),
+                // The program is slowed down with its reader.
+                _ = readable(self.stdout.as_ref().filter(|_| !is_behind)) => self.listen(),
                 _ = readable(self.stderr.as_ref()) => self.listen_to_stderr(),
-                () = until(wake) => self.tick().await,
+                () = until(wake) => {}
             }
         }
         self.take_leave().await;
     }
 
     fn wake_at(&self) -> Option<Instant> {
-        let current = self.current.iter().flat_map(|it| [it.deadline.filter(|_| !it.late), it.ctrl_c_at]);
+        let current = self.current.iter().flat_map(|it| {
+            let client = it.client.as_ref();
+            [it.deadline.filter(|_| client.is_some()), it.ctrl_c_at, client.and_then(Client::gives_up_at)]
+        });
         let waiting = self.queue.iter().filter_map(|(job, since)| Some(*since + job.timeout?));
-        let pause = self.talk.pause().map(|pause| self.last_output + pause);
+        let pause = self.talk.pause().map(|pause| self.last_output + pause.min(FOR_EVER));
         let closed = self.closed.as_ref().map(|(at, _)| *at);
         current.flatten().chain(waiting).chain(pause).chain(closed).min()
     }
 
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         let now = Instant::now();
         let is_over = |(job, since): &(Job, Instant)| job.timeout.is_some_and(|span| *since + span <= now);
         while let Some(at) = self.queue.iter().position(is_over) {
             if let Some((job, _)) = self.queue.remove(at) {
-                refuse(&job, RefusedFor::Busy, "it waited for its turn until its time was over");
+                job.client.refuse(RefusedFor::Busy, "it waited for its turn until its time was over");
             }
         }
-        if self.current.as_ref().is_some_and(|it| !it.late && it.deadline.is_some_and(|at| at <= now)) {
-            self.time_over().await;
+        if self
+            .current
+            .as_ref()
+            .is_some_and(|it| it.client.is_some() && it.deadline.is_some_and(|at| at <= now))
+        {
+            self.time_over();
         }
+        self.give_up_stuck_client(now);
         if self.current.as_ref().is_some_and(|it| it.ctrl_c_at.is_some_and(|at| at <= now)) {
             self.ctrl_c();
         }
         if let Some((_, what)) = self.closed.take_if(|(at, _)| *at <= now) {
-            self.break_off(format!("the program has closed its {what}")).await;
+            self.break_off(format!("the program has closed its {what}"));
         }
-        if self.talk.pause().is_some_and(|pause| self.last_output + pause <= now) {
+        if self.talk.pause().is_some_and(|pause| self.last_output + pause.min(FOR_EVER) <= now) {
             let mut out = Out::default();
             self.talk.still(&mut out);
             self.last_output = now;
-            self.follow(out).await;
+            self.follow(out);
         }
     }
 
-    async fn hear(&mut self, asked: Asked) {
+    fn hear(&mut self, asked: Asked) {
         let job = match asked {
             Asked::Job(job) => job,
-            Asked::Interrupt => return self.interrupt().await,
+            Asked::Interrupt(whose) => return self.interrupt(whose),
         };
         if let Some(why) = &self.broken {
-            return refuse(&job, RefusedFor::Protocol, why);
+            return job.client.refuse(RefusedFor::Protocol, why);
         }
         match &self.current {
             // One whose end was asked for is over soon.
-            Some(current) if current.late && !current.interrupted => {
+            Some(current) if current.client.is_none() && !current.interrupted => {
                 let since = current.begun.elapsed().as_secs();
-                let why = format!("it is still busy with a message of {since} s ago, whose time is over");
-                refuse(&job, RefusedFor::Busy, &why);
+                let why = format!("it is still busy with a message of {since} s ago, which nobody waits for");
+                job.client.refuse(RefusedFor::Busy, &why);
             }
-            Some(_) if !job.wait => refuse(&job, RefusedFor::Busy, "it is busy with another message"),
+            Some(_) if !job.wait => job.client.refuse(RefusedFor::Busy, "it is busy with another message"),
             _ if self.queue.len() >= MOST_WAITING => {
-                refuse(&job, RefusedFor::Busy, "too many messages wait for their turn");
+                job.client.refuse(RefusedFor::Busy, "too many messages wait for their turn");
             }
             _ => {
                 self.queue.push_back((job, Instant::now()));
-                self.go_on().await;
+                self.go_on();
             }
         }
     }
 
     /// Sends the next message, if it is time for that.
-    async fn go_on(&mut self) {
+    fn go_on(&mut self) {
         while self.current.is_none() && self.talk.is_open() && self.broken.is_none() {
             let Some((job, since)) = self.queue.pop_front() else { return };
-            if job.to.is_closed() {
+            if job.client.is_gone() {
                 continue;
             }
             self.forget_old_output();
@@ -300,34 +313,37 @@ impl Talker {
             let mut out = Out::default();
             let message = Message { text: &job.text, stream: job.stream, token };
             if let Err(why) = self.talk.send(message, &mut out) {
-                refuse(&job, RefusedFor::Protocol, &why);
+                job.client.refuse(RefusedFor::Protocol, &why);
                 continue;
             }
             self.last_output = Instant::now();
             self.current = Some(Current {
+                id: job.id,
                 deadline: job.timeout.map(|span| since + span),
-                to: Some(job.to),
+                client: Some(job.client),
                 begun: Instant::now(),
                 bytes: 0,
                 stderr: VecDeque::new(),
                 ctrl_c_at: None,
-                late: false,
+                done: None,
                 interrupted: false,
+                told: None,
             });
             let _ = self.tell.send(Word::Busy(true));
-            self.outgoing.append(&mut out.write);
-            self.write();
+            self.say(&mut out.write);
         }
     }
 
     /// What the program has said since the last reply is nobody's.
     fn forget_old_output(&mut self) {
         let mut out = Out::default();
-        while let Some(length) = self.read_some() {
+        for _ in 0..READS_AT_ONCE {
+            let Some(length) = self.read_some() else { break };
             self.talk.take(&self.buffer[..length], &mut out);
+            out.text.clear();
         }
         self.listen_to_stderr();
-        self.outgoing.append(&mut out.write);
+        self.say(&mut out.write);
     }
 
     /// Reads what there is, without waiting.
@@ -336,27 +352,23 @@ impl Talker {
         (length > 0).then_some(length)
     }
 
-    async fn listen(&mut self) {
+    fn listen(&mut self) {
         let Some(stdout) = &self.stdout else { return };
         match stdout.read(&mut self.buffer) {
-            Ok(0) => {
-                self.stdout = None;
-                self.closed.get_or_insert((Instant::now() + DYING, "stdout"));
-            }
-            Ok(length) => {
+            Ok(length) if length > 0 => {
                 self.last_output = Instant::now();
                 if length >= WORTH_HANDING_ON && self.talk.is_text(&self.buffer[..length]) {
                     let next = self.spare.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
                     let full = std::mem::replace(&mut self.buffer, next);
-                    return self.pass_on(ToClient::Chunk(full, length), length).await;
+                    return self.pass_on(Part::Chunk(full, length));
                 }
                 let mut out = Out::default();
                 self.talk.take(&self.buffer[..length], &mut out);
-                self.follow(out).await;
+                self.follow(out);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Of a terminal, EIO is the end.
-            Err(_) => {
+            _ => {
                 self.stdout = None;
                 self.closed.get_or_insert((Instant::now() + DYING, "stdout"));
             }
@@ -365,7 +377,8 @@ impl Talker {
 
     fn listen_to_stderr(&mut self) {
         let mut buffer = [0; 16 * 1024];
-        while let Some(stderr) = &self.stderr {
+        for _ in 0..READS_AT_ONCE {
+            let Some(stderr) = &self.stderr else { return };
             match stderr.read(&mut buffer) {
                 Ok(length) if length > 0 => {
                     self.log.iter_mut().for_each(|log| log.write(output::Stream::Stderr, &buffer[..length]));
@@ -378,6 +391,15 @@ impl Talker {
                 _ => self.stderr = None,
             }
         }
+    }
+
+    /// Says `bytes` to the program, as soon as it reads.
+    fn say(&mut self, bytes: &mut Vec<u8>) {
+        if self.outgoing.len() + bytes.len() > MOST_OUTGOING {
+            return self.break_off("the program does not read what it is told".to_owned());
+        }
+        self.outgoing.append(bytes);
+        self.write();
     }
 
     fn write(&mut self) {
@@ -398,146 +420,205 @@ impl Talker {
     }
 
     /// Does what follows from something that the program has said.
-    async fn follow(&mut self, mut out: Out) {
-        self.outgoing.append(&mut out.write);
-        self.write();
+    fn follow(&mut self, mut out: Out) {
+        self.say(&mut out.write);
         if !out.text.is_empty() {
-            let text = std::mem::take(&mut out.text);
-            let length = text.len();
-            self.pass_on(ToClient::Frame(FromSession::Text(text)), length).await;
+            self.pass_on(Part::Text(std::mem::take(&mut out.text)));
         }
         if let Some(done) = out.done {
-            self.complete(done).await;
+            self.complete(done);
         }
         if let Some(why) = out.broken {
-            return self.break_off(why).await;
+            return self.break_off(why);
         }
         if !self.was_open && self.talk.is_open() {
             self.was_open = true;
             let _ = self.tell.send(Word::Open);
         }
-        self.go_on().await;
+        self.go_on();
     }
 
-    /// Passes text on to who waits for it; who has gone or is stuck is forgotten, and the reply goes on.
-    async fn pass_on(&mut self, text: ToClient, length: usize) {
-        let Some(current) = self.current.as_mut().filter(|current| !current.late) else { return };
-        current.bytes += length as u64;
-        let Some(to) = &current.to else { return };
-        let patience = current.deadline.map_or(STUCK, |at| (at - Instant::now().min(at)).min(STUCK));
-        let sent = tokio::select! {
-            biased;
-            sent = timeout(patience, to.send(text)) => matches!(sent, Ok(Ok(()))),
-            _ = self.ended.wait_for(Option::is_some) => true,
-        };
-        if !sent {
-            current.to = None;
+    /// Passes text on to who waits for it.
+    fn pass_on(&mut self, part: Part) {
+        const TOLD_EVERY: Duration = Duration::from_secs(1);
+        let Some(current) = &mut self.current else { return };
+        if let Some(client) = &mut current.client {
+            current.bytes += part.length() as u64;
+            client.give(part);
+            if !client.is_gone() {
+                return;
+            }
+            current.client = None;
+        }
+        // Nobody wants it, but the program lives.
+        if current.told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+            current.told = Some(Instant::now());
+            let _ = self.tell.send(Word::Abandoned);
         }
     }
 
-    async fn complete(&mut self, done: Done) {
+    /// The client has taken something, or has gone.
+    fn taken(&mut self, there: bool) {
+        let Some(current) = &mut self.current else { return };
+        if !there {
+            current.client = None;
+            let _ = self.tell.send(Word::Abandoned);
+        }
+        if current.client.as_ref().is_none_or(Client::has_all)
+            && let Some(done) = current.done.take()
+        {
+            self.finish(done);
+            self.go_on();
+        }
+    }
+
+    /// The reply is complete; it is over when the client has all of it.
+    fn complete(&mut self, done: Done) {
         // It comes by another way, and may be a little later than what it belongs to.
         self.listen_to_stderr();
-        let Some(current) = self.current.take() else { return };
-        let _ = self.tell.send(Word::Busy(false));
-        if current.late {
-            return;
+        match &mut self.current {
+            Some(current) if current.client.as_ref().is_some_and(|client| !client.has_all()) => {
+                current.done = Some(done);
+            }
+            _ => self.finish(done),
         }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let Some(mut current) = self.current.take() else { return };
+        let _ = self.tell.send(Word::Busy(false));
         let Done { by, failed, status, details } = done;
         let reply = Reply { failed, status, details, ..reply_of(&current, Some(by)) };
-        tell_client(&current, FromSession::Over(Box::new(reply))).await;
+        if let Some(client) = current.client.take() {
+            client.end(FromSession::Over(Box::new(reply)));
+        }
     }
 
-    async fn time_over(&mut self) {
+    fn time_over(&mut self) {
         self.listen_to_stderr();
         let Some(current) = &mut self.current else { return };
-        current.late = true;
         let reply = reply_of(current, Some(CompleteBy::Timeout));
-        tell_client(current, FromSession::Over(Box::new(reply))).await;
-        current.to = None;
+        if let Some(client) = current.client.take() {
+            client.end(FromSession::Over(Box::new(reply)));
+        }
+        self.nobody_waits();
     }
 
-    async fn interrupt(&mut self) {
+    /// A client that has taken nothing for long is told so, if it ever looks.
+    fn give_up_stuck_client(&mut self, now: Instant) {
         let Some(current) = &mut self.current else { return };
+        let is_stuck = |client: &mut Client| client.gives_up_at().is_some_and(|at| at <= now);
+        if let Some(client) = current.client.take_if(is_stuck) {
+            let why = "nothing of the reply was taken for 30 s, and the rest of it was dropped";
+            client.refuse(RefusedFor::Protocol, why);
+            self.nobody_waits();
+        }
+    }
+
+    /// A complete reply that nobody waits for is over.
+    fn nobody_waits(&mut self) {
+        let _ = self.tell.send(Word::Abandoned);
+        if let Some(done) = self.current.as_mut().and_then(|current| current.done.take()) {
+            self.finish(done);
+            self.go_on();
+        }
+    }
+
+    fn interrupt(&mut self, whose: Option<u64>) {
+        if let Some(at) = self.queue.iter().position(|(job, _)| Some(job.id) == whose) {
+            if let Some((job, _)) = self.queue.remove(at) {
+                job.client.refuse(RefusedFor::Busy, "it was interrupted before its turn came");
+            }
+            return;
+        }
+        let is_meant = |current: &&mut Current| whose.is_none_or(|id| id == current.id);
+        let Some(current) = self.current.as_mut().filter(is_meant) else { return };
         current.interrupted = true;
         let mut out = Out::default();
         if !self.talk.interrupt(&mut out) {
             return self.ctrl_c();
         }
-        if let Some(current) = &mut self.current {
-            // Asked for a second time, it is not waited for.
-            let patience = if current.ctrl_c_at.is_some() { Duration::ZERO } else { INTERRUPT_PATIENCE };
-            current.ctrl_c_at = Some(Instant::now() + patience);
-        }
-        self.follow(out).await;
+        // Asked for a second time, it is not waited for.
+        let patience = if current.ctrl_c_at.is_some() { Duration::ZERO } else { INTERRUPT_PATIENCE };
+        current.ctrl_c_at = Some(Instant::now() + patience);
+        self.follow(out);
     }
 
     fn ctrl_c(&mut self) {
         const KEY: u8 = 3;
-        if self.has_terminal {
-            // Whoever reads keys itself gets it as one.
-            self.outgoing.push(KEY);
-            self.write();
-        } else {
-            let _ = self.tell.send(Word::CtrlC);
-        }
         if let Some(current) = &mut self.current {
             current.ctrl_c_at = None;
         }
+        if self.has_terminal {
+            // Whoever reads keys itself gets it as one; what it has not read yet must not come first.
+            self.outgoing.clear();
+            self.written = 0;
+            self.say(&mut vec![KEY]);
+            if self.outgoing.is_empty() {
+                return;
+            }
+            // A terminal that is full takes no keys.
+        }
+        let _ = self.tell.send(Word::CtrlC);
     }
 
     /// There is no talking with it any more.
-    async fn break_off(&mut self, why: String) {
-        if let Some(current) = self.current.take() {
+    fn break_off(&mut self, why: String) {
+        if let Some(mut current) = self.current.take() {
             let _ = self.tell.send(Word::Busy(false));
-            let refusal = Refusal { kind: RefusedFor::Protocol, message: why.clone() };
-            tell_client(&current, FromSession::Refused(refusal)).await;
+            if let Some(client) = current.client.take() {
+                client.refuse(RefusedFor::Protocol, &why);
+            }
         }
         for (job, _) in self.queue.drain(..) {
-            refuse(&job, RefusedFor::Protocol, &why);
+            job.client.refuse(RefusedFor::Protocol, &why);
         }
+        (self.outgoing, self.written) = (Vec::new(), 0);
         let _ = self.tell.send(Word::Broken(why.clone()));
         self.broken = Some(why);
     }
 
     /// The session has ended: what has come is passed on, and how it ended.
     async fn take_leave(&mut self) {
+        const PATIENCE: Duration = Duration::from_secs(2);
         let why = self.ended.borrow().clone().unwrap_or_default();
         // At most what a pipe holds, and a little: somebody outside might write for ever.
-        for _ in 0..64 {
+        const MOST_READS: usize = 64;
+        for _ in 0..MOST_READS {
             let Some(length) = self.read_some() else { break };
             let mut out = Out::default();
             self.talk.take(&self.buffer[..length], &mut out);
-            if let Some(current) = &mut self.current {
-                current.bytes += out.text.len() as u64;
-                if !out.text.is_empty() {
-                    tell_client(current, FromSession::Text(out.text)).await;
-                }
+            if !out.text.is_empty() {
+                self.pass_on(Part::Text(out.text));
             }
             if let Some(done) = out.done {
-                self.complete(done).await;
+                self.complete(done);
             }
         }
         self.listen_to_stderr();
-        if let Some(mut current) = self.current.take() {
+        self.asked.close();
+        let mut waiting: Vec<Job> = self.queue.drain(..).map(|(job, _)| job).collect();
+        while let Ok(asked) = self.asked.try_recv() {
+            if let Asked::Job(job) = asked {
+                waiting.push(job);
+            }
+        }
+        waiting.into_iter().for_each(|job| job.client.refuse(RefusedFor::Died, &why));
+        let Some(mut current) = self.current.take() else { return };
+        let mut reply = match current.done.take() {
+            Some(Done { by, failed, status, details }) => {
+                Reply { failed, status, details, ..reply_of(&current, Some(by)) }
+            }
+            None => Reply { died: Some(why), ..reply_of(&current, None) },
+        };
+        let Some(mut client) = current.client.take() else { return };
+        if reply.died.is_some() {
             let mut out = Out::default();
             self.talk.cut_off(&mut out);
-            if !out.text.is_empty() {
-                current.bytes += out.text.len() as u64;
-                tell_client(&current, FromSession::Text(out.text)).await;
-            }
-            let reply = Reply { died: Some(why.clone()), ..reply_of(&current, None) };
-            tell_client(&current, FromSession::Over(Box::new(reply))).await;
+            reply.bytes += out.text.len() as u64;
+            client.give(Part::Text(out.text));
         }
-        self.asked.close();
-        while let Some(asked) = self.asked.recv().await {
-            if let Asked::Job(job) = asked {
-                refuse(&job, RefusedFor::Died, &why);
-            }
-        }
-        for (job, _) in self.queue.drain(..) {
-            refuse(&job, RefusedFor::Died, &why);
-        }
+        client.end_patiently(FromSession::Over(Box::new(reply)), PATIENCE).await;
     }
 }
 
@@ -555,16 +636,12 @@ fn reply_of(current: &Current, by: Option<CompleteBy>) -> Reply {
     }
 }
 
-async fn tell_client(current: &Current, frame: FromSession) {
-    if let Some(to) = &current.to {
-        // Who takes nothing is not waited for.
-        let _ = timeout(Duration::from_secs(1), to.send(ToClient::Frame(frame))).await;
+/// Gives the client what it has room for next; without one for ever.
+async fn taken(client: Option<&mut Client>) -> bool {
+    match client {
+        Some(client) => client.take().await,
+        None => pending().await,
     }
-}
-
-fn refuse(job: &Job, kind: RefusedFor, why: &str) {
-    // There is room: it is the first thing that it hears.
-    let _ = job.to.try_send(ToClient::Frame(FromSession::Refused(Refusal { kind, message: why.to_owned() })));
 }
 
 async fn readable(pipe: Option<&End>) -> io::Result<()> {

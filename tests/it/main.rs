@@ -21,6 +21,7 @@ mod owner;
 mod ports;
 mod readme;
 mod recovery;
+mod replies;
 mod reuse;
 mod server;
 mod servers;

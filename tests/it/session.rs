@@ -1,87 +1,14 @@
 //! Sessions: programs that answer messages, by stand-ins for coding agents and by real programs.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use agent_run::Signal;
 use agent_run::sys::process::Pidfd;
 use serde_json::Value;
 
-use crate::harness::{Done, Place, Running, agent_run, finish, is_dead, skipped, standin, wait_until};
-
-/// A place with stand-ins for coding agents on its PATH.
-struct Agents(Place);
-
-impl Agents {
-    fn new() -> Agents {
-        let place = Place::new();
-        fs::create_dir(place.path("bin")).unwrap();
-        for name in ["claude", "codex", "gemini", "acp-agent"] {
-            symlink(standin(), place.path("bin").join(name)).unwrap();
-        }
-        Agents(place)
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = self.0.command(words);
-        command.env("PATH", self.path());
-        command
-    }
-
-    fn path(&self) -> String {
-        format!("{}:{}", self.0.text("bin"), std::env::var("PATH").unwrap())
-    }
-
-    #[track_caller]
-    fn run(&self, words: &[&str]) -> Done {
-        finish(self.command(words))
-    }
-
-    #[track_caller]
-    fn start(&self, words: &[&str]) -> Value {
-        let all = [&["session", "start", "--json"], words].concat();
-        self.run(&all).expect_code(0).json()["run"].clone()
-    }
-
-    #[track_caller]
-    fn send(&self, words: &[&str]) -> Done {
-        self.run(&[&["session", "send"], words].concat())
-    }
-
-    #[track_caller]
-    fn reply(&self, session: &str, text: &str) -> Value {
-        let done = self.send(&[session, "--json", text]);
-        done.json()["reply"].clone()
-    }
-
-    /// Sends, and does not wait for the reply.
-    #[track_caller]
-    fn send_in_background(&self, words: &[&str]) -> Running {
-        let mut command = self.command(&[&["session", "send"], words].concat());
-        command.stdin(std::process::Stdio::null());
-        Running::spawn(command)
-    }
-
-    #[track_caller]
-    fn until_busy(&self, session: &str) {
-        wait_until("it deals with a message", || {
-            let health = self.run(&["session", "health", session, "--json"]).json();
-            health["processes"][0]["busy"] == true
-        });
-    }
-}
-
-impl Drop for Agents {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.run(&["session", "close", "--all"]).expect_code(0);
-            self.0.expect_nothing_left();
-        } else {
-            let _ = self.command(&["session", "close", "--all", "--force"]).output();
-        }
-    }
-}
+use crate::harness::agents::Agents;
+use crate::harness::{Done, Running, agent_run, finish, is_dead, skipped, wait_until};
 
 #[test]
 fn every_protocol_passes_one_table() {

@@ -152,7 +152,7 @@ const DYING: Duration = Duration::from_millis(500);
 /// A program that reads nothing is told no more, in bytes.
 const MOST_OUTGOING: usize = 256 << 20;
 /// So often at once stderr is read, before something else has its turn.
-const READS_AT_ONCE: usize = 16;
+const READS_AT_ONCE: usize = 4;
 /// As long as a wait can be, in practice.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// So many messages wait for their turn.
@@ -206,7 +206,7 @@ impl Talker {
         self.follow(out);
         loop {
             // Descriptors that are always ready must not keep the clock, or anybody else, from their turn.
-            tokio::task::consume_budget().await;
+            tokio::task::yield_now().await;
             let wake = self.wake_at();
             if wake.is_some_and(|at| at <= Instant::now()) {
                 self.tick();

@@ -1,5 +1,6 @@
 //! What every test stands on.
 
+pub(crate) mod agents;
 pub(crate) mod pty;
 
 use std::fs;

@@ -148,7 +148,9 @@ fn explain(error: &clap::Error, form: Form) -> ExitCode {
     }
     let tip = text.lines().find_map(|line| line.trim().strip_prefix("tip: "));
     let message = one_line(error, &text, form);
-    let is_server = env::args_os().nth(1).is_some_and(|word| word == *"server" || word == *"session");
+    let nth = |place| env::args_os().nth(place).unwrap_or_default();
+    let starts = ["start", "ensure"].iter().any(|verb| nth(2) == **verb);
+    let is_server = starts && (nth(1) == *"server" || nth(1) == *"session");
     let tip = tip.or_else(|| {
         let misses_dashes =
             is_server && error.kind() == ErrorKind::UnknownArgument && !env::args_os().any(|it| it == *"--");

@@ -118,6 +118,7 @@ pub(super) fn report(runs: &[SeenRun], printer: &Printer, none: &str, line: impl
 /// one is touched.
 pub(super) fn living(
     names: &[String],
+    printer: &Printer,
     find: impl Fn(&str) -> Result<SeenRun, Failure>,
 ) -> Result<Vec<SeenRun>, Failure> {
     let mut found: Vec<SeenRun> = Vec::new();
@@ -127,6 +128,10 @@ pub(super) fn living(
                 found.push(run);
             }
             Ok(_) => {}
+            // Perhaps it is misspelt.
+            Err(failure) if failure.kind == "unknown_run" && names.len() > 1 => {
+                printer.note(&format!("nothing of the name '{}' lives", name.escape_debug()));
+            }
             Err(failure) if failure.kind == "unknown_run" => {}
             Err(failure) => {
                 let hint = failure.hint.as_deref().unwrap_or("check the name");

@@ -33,7 +33,12 @@ fn record_json(record: &Record) -> Value {
 
 /// Returns the command as one line that a terminal can show, cut to `width` columns.
 pub(super) fn command_line(record: &Record) -> String {
-    shown_words(&record.command)
+    // A program that is given in an argument is nobody's to read in a table.
+    let brief = |word: &String| match word.split_once('\n') {
+        Some((first, rest)) if rest.len() > 200 => format!("{first}…"),
+        _ => word.clone(),
+    };
+    shown_words(&record.command.iter().map(brief).collect::<Vec<_>>())
 }
 
 /// Returns words as one line that a terminal can show. Nobody reads more than the beginning of a long one.

@@ -51,6 +51,8 @@ pub struct Reply {
 pub enum RefusedFor {
     /// Another one is.
     Busy,
+    /// Another one was, until its time was over.
+    Timeout,
     /// It cannot be one, or there is no talking with the program any more.
     Protocol,
     /// The session has ended.

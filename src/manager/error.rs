@@ -14,7 +14,7 @@ pub enum ManagerError {
     /// As many sessions as may live do.
     #[error("{0}")]
     ProcessLimit(String),
-    /// The reply is not complete in time. The session still deals with it.
+    /// The reply is not complete in time, and the session still deals with it; or the message's turn did not come.
     #[error("the reply is not complete in time, and goes on")]
     Timeout,
     /// There is too little memory, or a limit cannot be had.
@@ -84,6 +84,7 @@ impl From<TalkError> for ManagerError {
 impl From<Refusal> for ManagerError {
     fn from(refusal: Refusal) -> ManagerError {
         match refusal.kind {
+            RefusedFor::Timeout => ManagerError::Timeout,
             RefusedFor::Busy => ManagerError::Busy(refusal.message),
             RefusedFor::Protocol => ManagerError::Protocol(refusal.message),
             RefusedFor::Died => ManagerError::died(refusal.message),

@@ -134,19 +134,25 @@ pub fn find(root: &Root, selector: &str) -> Result<SeenRun, RegistryError> {
             .find(has_it)
             .ok_or_else(|| RegistryError::Unknown(selector.to_owned()));
     }
-    if let Some(run) = pick(runs(root), selector)? {
-        return Ok(run);
-    }
-    let mut finished = ended(root);
-    if let Some(index) = finished.iter().position(|run| run.name() == Some(selector)) {
+    let unfinished = runs(root);
+    let is_it = |run: &SeenRun| run.name() == Some(selector) || run.id.as_str() == selector;
+    let exact = unfinished.iter().any(is_it);
+    let mut finished = if exact { Vec::new() } else { ended(root) };
+    // Who means one that has ended by its name must not hit another one whose id happens to begin so.
+    if let Some(index) = finished.iter().position(is_it) {
         return Ok(finished.swap_remove(index));
+    }
+    if let Some(run) = pick(unfinished, selector)? {
+        return Ok(run);
     }
     pick(finished, selector)?.ok_or_else(|| RegistryError::Unknown(selector.to_owned()))
 }
 
 fn pick(runs: Vec<SeenRun>, selector: &str) -> Result<Option<SeenRun>, RegistryError> {
     let exact = |run: &SeenRun| run.name() == Some(selector) || run.id.as_str() == selector;
-    let begins = |run: &SeenRun| !selector.is_empty() && run.id.as_str().starts_with(selector);
+    // One or two letters are a slip, and some id begins with them.
+    const SHORTEST: usize = 3;
+    let begins = |run: &SeenRun| selector.len() >= SHORTEST && run.id.as_str().starts_with(selector);
     let (mut exact, rest): (Vec<_>, Vec<_>) = runs.into_iter().partition(exact);
     let mut fitting: Vec<_> =
         if exact.is_empty() { rest.into_iter().filter(begins).collect() } else { vec![exact.remove(0)] };

@@ -187,9 +187,11 @@ fn take(
             let known = KEYS.into_iter().find(|known| *known == key && !no_setting(known));
             let own = ["binary", "args", "protocol", "mode", "approvals", "needs"];
             let Some(known) = known else {
-                let near = nearest(key, KEYS.into_iter().chain(own));
-                let hint = near.map_or(String::new(), |near| format!("; did you mean '{near}'?"));
-                return Err(format!("a provider has no '{}'{hint}", key.escape_debug()));
+                let settings = KEYS.into_iter().filter(|key| !no_setting(key));
+                let near = nearest(key, own.into_iter().chain(settings)).filter(|_| key != "command");
+                let all = || format!("it has {} and the settings of a run", own.join(", "));
+                let hint = near.map_or_else(all, |near| format!("did you mean '{near}'?"));
+                return Err(format!("a provider has no '{}'; {hint}", key.escape_debug()));
             };
             let read = if LISTS.contains(&known) { list } else { scalar };
             let text = read(value).ok_or_else(|| format!("{key}: write one value"))?;

@@ -48,7 +48,7 @@ pub(super) fn drive(handover: Handover, supervised: Supervised) -> (Link, ToGuar
     let mut driver = Driver::new(handover, leader, outputs, lease, namespace);
     // A short command may be over before there is anything to wait by.
     driver.look_at_children();
-    if driver.machine.verdict().is_none() {
+    if driver.machine.verdict().is_none() || pipes.is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         // Without a runtime or queue (out of descriptors) we cannot know when to act: the run ends now.
         let watched = runtime.and_then(|runtime| runtime.block_on(driver.watch(control, pipes)));

@@ -31,7 +31,7 @@ fn what_cannot_be_run_is_said() {
     refused(&place, &["/"], 126, "directory");
     refused(&place, &[""], 125, "empty");
     refused(&place, &["--no-such-option", misbehave(), "touch", &touch], 125, "--no-such-option");
-    refused(&place, &["session", "start"], 2, "agent-run -- session");
+    refused(&place, &["mcp", "start"], 2, "agent-run -- mcp");
     assert!(!place.path("started").exists());
     assert!(place.ended().iter().all(|record| record["end"]["reason"] == "launch_failed"));
 }

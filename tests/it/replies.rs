@@ -89,6 +89,35 @@ fn a_reply_that_nobody_waits_for_is_no_reason_to_live() {
 }
 
 #[test]
+fn what_a_program_says_before_it_takes_messages_is_in_its_log() {
+    let agents = Agents::new();
+    for (name, script) in
+        [("early", "echo out; echo err >&2; exit 3"), ("late", "echo out; echo err >&2; sleep 0.2; exit 3")]
+    {
+        let words = ["session", "start", name, "--protocol", "prompt:^ready> $", "--", "sh", "-c", script];
+        let failed = agents.run(&words).expect_code(1);
+        assert!(failed.stderr.contains("ended with code 3"), "{failed:#?}");
+        assert!(failed.stderr.contains("| out") && failed.stderr.contains("| err"), "{failed:#?}");
+        let log = agents.run(&["logs", name, "--raw"]).expect_code(0).stdout;
+        assert!(log.contains("out\n") && log.contains("err\n"), "{log}");
+    }
+}
+
+#[test]
+fn a_name_that_has_ended_is_no_beginning_of_an_id() {
+    let agents = Agents::new();
+    let record = agents.start(&["other", "--provider", "bash"]);
+    let id = record["id"].as_str().unwrap();
+    // Too short for the beginning of an id.
+    agents.send(&[&id[..2], "echo wrong"]).expect_code(4);
+    assert_eq!(agents.send(&[&id[..4], "echo right"]).expect_code(0).stdout, "right\n");
+    agents.start(&[&id[..4], "--provider", "bash"]);
+    agents.run(&["session", "close", &id[..4]]).expect_code(0);
+    let ended = agents.send(&[&id[..4], "echo wrong"]).expect_code(3);
+    assert!(ended.stdout.is_empty(), "{ended:#?}");
+}
+
+#[test]
 fn whoever_takes_a_session_has_it_alone() {
     let agents = Agents::new();
     let first = agents.start(&["--provider", "gemini", "--approvals", "accept", "--reuse"]);

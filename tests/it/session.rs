@@ -190,7 +190,7 @@ fn one_message_is_dealt_with_at_a_time() {
     agents.until_busy("bash");
     let refused = agents.send(&["bash", "--no-wait", "--json", "echo c"]).expect_code(1);
     assert_eq!(refused.json()["error"]["kind"], "busy");
-    let waited = agents.send(&["bash", "--timeout", "50ms", "echo d"]).expect_code(1);
+    let waited = agents.send(&["bash", "--timeout", "50ms", "echo d"]).expect_code(124);
     assert!(waited.stderr.contains("waited for its turn"), "{waited:#?}");
     let second = agents.send_in_background(&["bash", "echo e"]);
     let third = agents.send_in_background(&["bash", "echo f"]);

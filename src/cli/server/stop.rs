@@ -15,7 +15,7 @@ const NONE: &str = "no such server runs";
 
 pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
     let grace = grace(args.force, args.grace.as_deref())?;
-    let mut runs = selected(args)?;
+    let mut runs = selected(args, printer)?;
     if args.dry_run {
         report(&runs, printer, NONE, |run| format!("would stop {}", title(run)));
         return Ok(0);
@@ -28,11 +28,11 @@ pub(super) fn run(args: &StopArgs, printer: &Printer) -> Result<u8, Failure> {
 }
 
 /// Returns the living servers that are meant; all names are looked at before one is touched.
-fn selected(args: &StopArgs) -> Result<Vec<SeenRun>, Failure> {
+fn selected(args: &StopArgs, printer: &Printer) -> Result<Vec<SeenRun>, Failure> {
     let Some(root) = root()? else { return Ok(Vec::new()) };
     if args.all {
         return Ok(living(Some(&root)));
     }
     let names = if args.servers.is_empty() { vec![default_name()?] } else { args.servers.clone() };
-    super::super::stop::living(&names, |name| find(&root, name))
+    super::super::stop::living(&names, printer, |name| find(&root, name))
 }

@@ -17,12 +17,20 @@ for each message, which stands for {prompt} or goes to its stdin), marker:TEMPLA
 Of a session the idle time is 5m unless something else is said (--idle, session_idle), the owner is the nearest coding agent (--owner
 auto), and at most 20 live at once (max_sessions).";
 
+const CODES: &str = "\
+The exit code is the status that the program gives: of bash that of the last command, of python and node 1 for an exception, of agents
+1 if they have failed. 124 if the time runs out, 130 if the reply was interrupted; 1 too if the message was not dealt with (busy,
+refused) or the program died in the middle of the reply, 3 if the session has ended before, 4 if there is none.
+
+The first Ctrl-C asks for the end of the reply, the second leaves it to itself. What the program writes to stderr comes after the reply.";
+
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum SessionVerb {
     /// Start an interactive program in the background, and return when it takes messages
     #[command(override_usage = "agent-run session start [NAME] [OPTIONS] [-- COMMAND [ARG]...]", after_help = DEFAULTS)]
     Start(Box<StartArgs>),
-    /// Send a message, and print the reply; the exit code is the status that the program gives, 124 if the time runs out
+    /// Send a message, and print the reply
+    #[command(after_help = CODES)]
     Send(SendArgs),
     /// List the sessions
     List(ListArgs),
@@ -51,7 +59,7 @@ pub(in crate::cli) struct StartArgs {
     /// Give it a terminal, and not pipes: for programs that behave otherwise without one
     #[arg(long)]
     pub(super) pty: bool,
-    /// Take an idle session of the same provider, directory and settings, if there is one
+    /// Take an idle session of the same provider, directory and settings (and NAME, if one is given), if there is one
     #[arg(long)]
     pub(super) reuse: bool,
     /// How long a place is waited for if there are too many sessions

@@ -21,7 +21,7 @@ pub(super) fn run(args: &CloseArgs, printer: &Printer) -> Result<u8, Failure> {
             .transpose()
             .map_err(|error| Failure::usage(format!("--grace: {error}"), "nothing was closed"))?,
     };
-    let mut runs = selected(args)?;
+    let mut runs = selected(args, printer)?;
     if args.dry_run {
         report(&runs, printer, NONE, |run| format!("would close {}", title(run)));
         return Ok(0);
@@ -32,7 +32,7 @@ pub(super) fn run(args: &CloseArgs, printer: &Printer) -> Result<u8, Failure> {
 }
 
 /// Returns the living sessions that are meant; all names are looked at before one is touched.
-fn selected(args: &CloseArgs) -> Result<Vec<SeenRun>, Failure> {
+fn selected(args: &CloseArgs, printer: &Printer) -> Result<Vec<SeenRun>, Failure> {
     let Some(root) = root()? else { return Ok(Vec::new()) };
     if args.all || args.provider.is_some() {
         let is_meant = |run: &SeenRun| {
@@ -44,5 +44,5 @@ fn selected(args: &CloseArgs) -> Result<Vec<SeenRun>, Failure> {
     if args.sessions.is_empty() {
         return Err(Failure::usage("no session is named", "name one, or use --all or --provider"));
     }
-    super::super::stop::living(&args.sessions, find)
+    super::super::stop::living(&args.sessions, printer, find)
 }

@@ -42,8 +42,9 @@ fn find(selector: &str) -> Result<SeenRun, Failure> {
         let known = living(&root);
         let near = nearest(selector, known.iter().filter_map(SeenRun::name));
         let failure = Failure::from(error);
-        let hint = near.map(|near| format!("did you mean '{near}'?")).or(failure.hint.clone());
-        Failure { hint, ..failure }
+        let list = || "agent-run session list shows those that live".to_owned();
+        let hint = near.map_or_else(list, |near| format!("did you mean '{near}'?"));
+        Failure { hint: Some(hint), ..failure }
     })?;
     if !is_session(&run) {
         let name = run.name().unwrap_or(run.id.as_str());

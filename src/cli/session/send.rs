@@ -72,7 +72,11 @@ fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Resul
         match connection.take()? {
             Some(Heard::Text(text)) if !shown.text(&text) => return Ok(None),
             Some(Heard::Text(_)) => {}
-            Some(Heard::Over(reply)) => return Ok(Some(*reply)),
+            Some(Heard::Over(mut reply)) => {
+                // A program that says nothing of its status: it was not carried out all the same.
+                reply.status = reply.status.or(interrupted.then_some(INTERRUPTED));
+                return Ok(Some(*reply));
+            }
             None => {
                 let ready = waits::any(&[(connection.as_fd(), true), (queue.as_fd(), true)], None)?;
                 if queue.next().is_some() {
@@ -80,6 +84,7 @@ fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Resul
                         signal::die_of(Signal::INT);
                     }
                     interrupted = true;
+                    shown.printer.note("asked for the end of the reply; Ctrl-C again leaves it to itself");
                     connection.interrupt()?;
                 }
                 if ready[0] {
@@ -89,6 +94,9 @@ fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Resul
         }
     }
 }
+
+/// As of whoever dies of SIGINT.
+const INTERRUPTED: i32 = 130;
 
 /// Where the reply goes.
 struct Shown {
@@ -202,6 +210,7 @@ fn refused(session: &str, error: TalkError) -> Failure {
     match error {
         TalkError::Control(error) => error.into(),
         TalkError::Refused(refusal) => match refusal.kind {
+            RefusedFor::Timeout => Failure::new("timeout", message, None, exit::TIMED_OUT),
             RefusedFor::Busy => {
                 let hint = format!("wait, or agent-run session interrupt {session}");
                 Failure::new("busy", message, Some(&hint), exit::SOMETHING_REMAINS)

@@ -82,6 +82,9 @@ fn spec(mut args: StartArgs) -> Result<RunSpec, Failure> {
         }
     }
     let provider = program.conversation.provider.clone();
+    if args.session.is_some() && args.options.name.is_some() {
+        return Err(Failure::usage("the session has two names", "leave NAME or --name out"));
+    }
     // Which of several it is, who reuses one without a name does not say.
     let any_name = args.reuse && args.session.is_none() && args.options.name.is_none();
     args.options.name = args.session.take().or(args.options.name.take()).or(provider.filter(|_| !any_name));

@@ -107,8 +107,8 @@ struct Current {
     ctrl_c_at: Option<Instant>,
     /// It is complete, and the client has yet to take the rest of it.
     done: Option<Done>,
-    /// Its end was asked for.
-    interrupted: bool,
+    /// When its end was asked for last.
+    interrupted: Option<Instant>,
     /// When it was last told that nobody waits for it.
     told: Option<Instant>,
 }
@@ -248,7 +248,7 @@ impl Talker {
         let is_over = |(job, since): &(Job, Instant)| job.timeout.is_some_and(|span| *since + span <= now);
         while let Some(at) = self.queue.iter().position(is_over) {
             if let Some((job, _)) = self.queue.remove(at) {
-                job.client.refuse(RefusedFor::Busy, "it waited for its turn until its time was over");
+                job.client.refuse(RefusedFor::Timeout, "it waited for its turn until its time was over");
             }
         }
         if self
@@ -282,8 +282,7 @@ impl Talker {
             return job.client.refuse(RefusedFor::Protocol, why);
         }
         match &self.current {
-            // One whose end was asked for is over soon.
-            Some(current) if current.client.is_none() && !current.interrupted => {
+            Some(current) if current.client.is_none() && !current.ends_soon() => {
                 let since = current.begun.elapsed().as_secs();
                 let why = format!("it is still busy with a message of {since} s ago, which nobody waits for");
                 job.client.refuse(RefusedFor::Busy, &why);
@@ -326,7 +325,7 @@ impl Talker {
                 stderr: VecDeque::new(),
                 ctrl_c_at: None,
                 done: None,
-                interrupted: false,
+                interrupted: None,
                 told: None,
             });
             let _ = self.tell.send(Word::Busy(true));
@@ -349,7 +348,15 @@ impl Talker {
     /// Reads what there is, without waiting.
     fn read_some(&mut self) -> Option<usize> {
         let length = self.stdout.as_ref()?.read(&mut self.buffer).ok()?;
+        self.log_stdout(length);
         (length > 0).then_some(length)
+    }
+
+    /// What it says before it takes messages is no reply; perhaps it is why it takes none.
+    fn log_stdout(&mut self, length: usize) {
+        if let Some(log) = self.log.as_mut().filter(|_| !self.was_open) {
+            log.write(output::Stream::Stdout, &self.buffer[..length]);
+        }
     }
 
     fn listen(&mut self) {
@@ -357,6 +364,7 @@ impl Talker {
         match stdout.read(&mut self.buffer) {
             Ok(length) if length > 0 => {
                 self.last_output = Instant::now();
+                self.log_stdout(length);
                 if length >= WORTH_HANDING_ON && self.talk.is_text(&self.buffer[..length]) {
                     let next = self.spare.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
                     let full = std::mem::replace(&mut self.buffer, next);
@@ -533,7 +541,7 @@ impl Talker {
         }
         let is_meant = |current: &&mut Current| whose.is_none_or(|id| id == current.id);
         let Some(current) = self.current.as_mut().filter(is_meant) else { return };
-        current.interrupted = true;
+        current.interrupted = Some(Instant::now());
         let mut out = Out::default();
         if !self.talk.interrupt(&mut out) {
             return self.ctrl_c();
@@ -595,7 +603,10 @@ impl Talker {
                 self.complete(done);
             }
         }
-        self.listen_to_stderr();
+        for _ in 0..MOST_READS {
+            self.listen_to_stderr();
+        }
+        self.log.iter_mut().for_each(output::Writer::end_lines);
         self.asked.close();
         let mut waiting: Vec<Job> = self.queue.drain(..).map(|(job, _)| job).collect();
         while let Ok(asked) = self.asked.try_recv() {
@@ -619,6 +630,13 @@ impl Talker {
             client.give(Part::Text(out.text));
         }
         client.end_patiently(FromSession::Over(Box::new(reply)), PATIENCE).await;
+    }
+}
+
+impl Current {
+    /// One whose end was asked for just now is worth waiting for; later, that did not help.
+    fn ends_soon(&self) -> bool {
+        self.interrupted.is_some_and(|at| at.elapsed() < INTERRUPT_PATIENCE * 2)
     }
 }
 

@@ -240,13 +240,15 @@ impl Place {
     #[track_caller]
     pub(crate) fn wait_for_record(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
         // One that is just being entered has no name and perhaps no record yet.
-        let is_entered = |entries: &[PathBuf]| {
-            let hidden =
-                |entry: &PathBuf| entry.file_name().unwrap().as_encoded_bytes().starts_with(b".new-");
-            entries.len() == 1 && !hidden(&entries[0])
-        };
-        wait_until(what, || is_entered(&self.unfinished()) && condition(&self.the_record()));
-        self.the_record()
+        let hidden = |entry: &PathBuf| entry.file_name().unwrap().as_encoded_bytes().starts_with(b".new-");
+        let mut found = None;
+        wait_until(what, || {
+            let entries = self.unfinished();
+            let entry = entries.first().filter(|entry| entries.len() == 1 && !hidden(entry));
+            found = entry.and_then(|entry| self.record_in(entry)).filter(&condition);
+            found.is_some()
+        });
+        found.unwrap()
     }
 
     /// The supervisor of the one unfinished run, once it is entered: the command may be up before.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::WriteHalf;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::talker::{self, Client, Door, Job, Part};
@@ -22,6 +23,8 @@ pub(super) type Asked = (Request, oneshot::Sender<Answer>);
 const AT_ONCE: usize = 64;
 /// Whoever connects and says nothing is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// What is more than this is not gathered.
+const LARGE: usize = 256 * 1024;
 /// As many talk at once, beside those who ask.
 const TALK_AT_ONCE: usize = 256;
 
@@ -143,13 +146,24 @@ async fn pass_back(
 ) -> std::io::Result<bool> {
     let (mut reads, mut writes) = stream.split();
     let passes = async {
-        while let Some(part) = reply.parts.recv().await {
-            send(&mut writes, part, door).await?;
+        // Small things go together: a short reply is one packet.
+        let mut small = Vec::new();
+        while let Some(part) = next(&mut reply.parts, &mut writes, &mut small).await? {
+            match part {
+                Part::Text(text) => small.extend(FromSession::Text(text).encode()),
+                Part::Chunk(buffer, length) => {
+                    small.extend(FromSession::text_header(length));
+                    writes.write_all(&small).await?;
+                    small.clear();
+                    writes.write_all(&buffer[..length]).await?;
+                    // Without a talker nobody wants it.
+                    let _ = door.give_back.send(buffer);
+                }
+            }
         }
-        match reply.last.await {
-            Ok(word) => writes.write_all(&word.encode()).await.map(|()| true),
-            Err(_) => Ok(false),
-        }
+        let Ok(word) = reply.last.await else { return Ok(false) };
+        small.extend(word.encode());
+        writes.write_all(&small).await.map(|()| true)
     };
     let listens = async {
         loop {
@@ -169,17 +183,24 @@ async fn pass_back(
     }
 }
 
-async fn send(to: &mut WriteHalf<'_>, part: Part, door: &Door) -> std::io::Result<()> {
-    match part {
-        Part::Text(text) => to.write_all(&FromSession::Text(text).encode()).await,
-        Part::Chunk(buffer, length) => {
-            to.write_all(&FromSession::text_header(length)).await?;
-            to.write_all(&buffer[..length]).await?;
-            // Without a talker nobody wants it.
-            let _ = door.give_back.send(buffer);
-            Ok(())
+/// Returns the next part; before it is waited for, what has been gathered is sent.
+async fn next(
+    parts: &mut mpsc::Receiver<Part>,
+    to: &mut WriteHalf<'_>,
+    gathered: &mut Vec<u8>,
+) -> std::io::Result<Option<Part>> {
+    match parts.try_recv() {
+        Ok(part) if gathered.len() < LARGE => return Ok(Some(part)),
+        Err(TryRecvError::Disconnected) => return Ok(None),
+        found => {
+            to.write_all(gathered).await?;
+            gathered.clear();
+            if let Ok(part) = found {
+                return Ok(Some(part));
+            }
         }
     }
+    Ok(parts.recv().await)
 }
 
 /// Receives the next frame; `None` at the end. May be dropped while it waits, nothing is lost.

@@ -137,7 +137,12 @@ pub(super) struct Talker {
     buffer: Vec<u8>,
     /// Buffers that clients have given back.
     spare: mpsc::UnboundedReceiver<Vec<u8>>,
+    /// What was done since others had their turn.
+    spent: usize,
 }
+
+/// So many small things are done before others have their turn, or one large.
+const MOST_SPENT: usize = 16;
 
 /// What is less is copied.
 const WORTH_HANDING_ON: usize = 32 * 1024;
@@ -195,6 +200,7 @@ impl Talker {
             log,
             buffer: vec![0; CHUNK],
             spare,
+            spent: 0,
         };
         Ok((talker, Door { asked: ask, passing: Arc::new(()), give_back, count: Arc::default() }))
     }
@@ -206,7 +212,11 @@ impl Talker {
         self.follow(out);
         loop {
             // Descriptors that are always ready must not keep the clock, or anybody else, from their turn.
-            tokio::task::yield_now().await;
+            self.spent += 1;
+            if self.spent >= MOST_SPENT {
+                self.spent = 0;
+                tokio::task::yield_now().await;
+            }
             let wake = self.wake_at();
             if wake.is_some_and(|at| at <= Instant::now()) {
                 self.tick();
@@ -365,6 +375,7 @@ impl Talker {
             Ok(length) if length > 0 => {
                 self.last_output = Instant::now();
                 self.log_stdout(length);
+                self.spent += if length >= WORTH_HANDING_ON { MOST_SPENT } else { 0 };
                 if length >= WORTH_HANDING_ON && self.talk.is_text(&self.buffer[..length]) {
                     let next = self.spare.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
                     let full = std::mem::replace(&mut self.buffer, next);
@@ -384,6 +395,7 @@ impl Talker {
     }
 
     fn listen_to_stderr(&mut self) {
+        self.spent += MOST_SPENT / 4;
         let mut buffer = [0; 16 * 1024];
         for _ in 0..READS_AT_ONCE {
             let Some(stderr) = &self.stderr else { return };

@@ -60,6 +60,12 @@ impl End {
         self.0.try_io(Interest::READABLE, |mut file| file.read(buffer))
     }
 
+    /// Reads what there is although nobody has told that there is something: what came just before the end has not been
+    /// told perhaps.
+    pub fn read_untold(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.get_ref().read(buffer)
+    }
+
     /// Writes what there is room for; `WouldBlock` if that is nothing.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_io(Interest::WRITABLE, |mut file| file.write(bytes))

@@ -139,6 +139,8 @@ pub(super) struct Talker {
     spare: mpsc::UnboundedReceiver<Vec<u8>>,
     /// What was done since others had their turn.
     spent: usize,
+    /// The session has ended.
+    leaves: bool,
 }
 
 /// So many small things are done before others have their turn, or one large.
@@ -201,6 +203,7 @@ impl Talker {
             buffer: vec![0; CHUNK],
             spare,
             spent: 0,
+            leaves: false,
         };
         Ok((talker, Door { asked: ask, passing: Arc::new(()), give_back, count: Arc::default() }))
     }
@@ -357,7 +360,7 @@ impl Talker {
 
     /// Reads what there is, without waiting.
     fn read_some(&mut self) -> Option<usize> {
-        let length = self.stdout.as_ref()?.read(&mut self.buffer).ok()?;
+        let length = self.stdout.as_ref()?.read_untold(&mut self.buffer).ok()?;
         self.log_stdout(length);
         (length > 0).then_some(length)
     }
@@ -399,7 +402,8 @@ impl Talker {
         let mut buffer = [0; 16 * 1024];
         for _ in 0..READS_AT_ONCE {
             let Some(stderr) = &self.stderr else { return };
-            match stderr.read(&mut buffer) {
+            let read = if self.leaves { stderr.read_untold(&mut buffer) } else { stderr.read(&mut buffer) };
+            match read {
                 Ok(length) if length > 0 => {
                     self.log.iter_mut().for_each(|log| log.write(output::Stream::Stderr, &buffer[..length]));
                     let Some(current) = &mut self.current else { continue };
@@ -601,6 +605,7 @@ impl Talker {
     /// The session has ended: what has come is passed on, and how it ended.
     async fn take_leave(&mut self) {
         const PATIENCE: Duration = Duration::from_secs(2);
+        self.leaves = true;
         let why = self.ended.borrow().clone().unwrap_or_default();
         // At most what a pipe holds, and a little: somebody outside might write for ever.
         const MOST_READS: usize = 64;

@@ -12,6 +12,7 @@ use crate::harness::{Running, wait_until};
 
 #[test]
 fn a_flood_keeps_nothing_from_its_turn() {
+    let _crowd = crate::harness::crowding();
     let agents = Agents::new();
     for (name, flood) in [("out", "yes"), ("err", "yes >&2"), ("both", "yes >&2 & yes; wait")] {
         agents.start(&[name, "--provider", "bash"]);
@@ -151,6 +152,7 @@ fn a_document_that_has_begun_is_ended() {
 
 #[test]
 fn many_may_talk_and_others_still_ask() {
+    let _crowd = crate::harness::crowding();
     let agents = Agents::new();
     agents.start(&["bash"]);
     let fifo = agents.0.text("fifo");

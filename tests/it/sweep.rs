@@ -486,3 +486,47 @@ fn the_library_sweeps_from_a_host_with_threads() {
     );
     assert_eq!(&lines[lines.len() - 3..], ["1 gone, 0 remain", "ended", "quiet"], "{done:#?}");
 }
+
+#[test]
+fn what_cannot_be_removed_is_told() {
+    let place = Place::new();
+    let script = r#"
+        mkdir -p "$W/ro/web_x"; touch -d '2 hours ago' "$W/ro/web_x"
+        mount --bind "$W/ro" "$W/ro" && mount -o remount,bind,ro "$W/ro" || { echo skipped; exit; }
+        export AGENT_RUN_SWEEP_PLACES="$W/ro/web_*"; $A sweep --yes --json >"$W/swept"; echo "rc $?"; cat "$W/swept"
+    "#;
+    let Some(done) = world(&place, script) else { return };
+    if done.stdout.starts_with("skipped") {
+        return skipped("nothing can be mounted");
+    }
+    assert!(done.stdout.starts_with("rc 1"), "{done:#?}");
+    let remains = answer(&done)["remaining"][0]["remains"].clone();
+    assert!(remains.as_str().unwrap().contains("Read-only"), "{remains}");
+}
+
+#[test]
+fn another_users_server_is_none_of_ours() {
+    if agent_run::sys::process::own_uid() != 0 {
+        return skipped("only root can be somebody else");
+    }
+    let place = Place::new();
+    let script = r#"
+        cd /; theirs() { for p in /proc/[0-9]*; do tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q "^vite $1 " && echo "${p#/proc/}"; done; }
+        OPENCODE=1 OPENCODE_PID=99999 setpriv --reuid 65534 --regid 65534 --clear-groups setsid -f bash -c 'exec -a vite sleep 1001' </dev/null >/dev/null 2>&1
+        OPENCODE=1 OPENCODE_PID=99999 setsid -f bash -c 'exec -a vite sleep 1002' </dev/null >/dev/null 2>&1
+        until [ -n "$(theirs 1001)" ] && [ -n "$(theirs 1002)" ]; do :; done
+        $A sweep --yes --json; lives "$(theirs 1001)" && echo theirs; [ -z "$(theirs 1002)" ] && echo ended
+    "#;
+    let mut command = Command::new("unshare");
+    place.furnish(&mut command);
+    command.args(["--net", "--pid", "--fork", "--mount-proc", "--kill-child"]);
+    command.args(["bash", "-c", &format!("{PRELUDE}\n{script}")]).env("A", agent_run());
+    command.env("AGENT_RUN_SWEEP_PLACES", place.path("work").join("web_*"));
+    let done = finish(command);
+    if done.stderr.contains("unshare:") {
+        return skipped("no namespaces can be made");
+    }
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert_eq!(&lines[1..], ["theirs", "ended"], "{done:#?}");
+    assert!(!lines[0].contains("1001"), "{}", lines[0]);
+}

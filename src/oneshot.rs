@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::exit::{NOT_EXECUTABLE, NOT_FOUND, SIGNAL_BASE};
+use crate::exit::{NOT_EXECUTABLE, NOT_FOUND, SIGNAL_BASE, USAGE};
 use crate::sys::clock::BootTime;
 use crate::sys::signal::{self, Signal};
 use crate::sys::tree::{self, Descend};
@@ -38,6 +38,9 @@ pub fn words(command: &[OsString]) -> Vec<OsString> {
 
 /// Runs in this process, until nobody has a message any more; returns its exit code.
 pub fn run(command: &[OsString]) -> u8 {
+    if command.is_empty() {
+        return USAGE;
+    }
     inherit::rename_process(c"arun-oneshot", "arun-oneshot");
     // Ctrl-C is for the command; not ignored, which the command would inherit.
     signal::outlive(Signal::INT);

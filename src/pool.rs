@@ -58,7 +58,8 @@ pub fn admit(root: &Root, spec: &RunSpec) -> Result<Option<File>, PoolError> {
     if most == 0 {
         return Err(PoolError::Zero(kind));
     }
-    let until = Instant::now() + spec.pool.wait;
+    // One that is too long to be added is for ever.
+    let until = Instant::now().checked_add(spec.pool.wait);
     loop {
         let turn = root.turn_of(&format!("all {kind}s"))?;
         // Whose name is taken over makes room for it.
@@ -73,7 +74,7 @@ pub fn admit(root: &Root, spec: &RunSpec) -> Result<Option<File>, PoolError> {
         if end_overdue(&mut idle) {
             continue;
         }
-        if Instant::now() >= until {
+        if until.is_some_and(|until| Instant::now() >= until) {
             let longest = idle.first().map(|it| format!("{} ({})", it.title(), format_duration(it.idle)));
             return Err(PoolError::Full { kind, there: idle.len(), most, longest });
         }

@@ -17,7 +17,7 @@ use crate::sys::signal::Signal;
 /// Time between the polite signal and SIGKILL unless something else is asked for.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(5);
 
-/// The name of one run for all time: eight characters, any unique beginning of which will do.
+/// The name of one run for all time: eight characters, any unique beginning of which will do from three on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RunId(String);

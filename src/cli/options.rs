@@ -19,7 +19,7 @@ Verbs (as the first argument):
   session              start, send, list, close interactive programs that answer messages
   doctor               tell what holds runs together on this machine
   run                  the same as no verb
-RUN is an id, a unique beginning of one, a name, or a port (:8080). A verb's own options: agent-run VERB --help.
+RUN is an id, a unique beginning of one (three letters at least), a name, or a port (:8080). A verb's own options: agent-run VERB --help.
 
 Settings also come from AGENT_RUN_TTL and so on, from agent-run.toml in this directory or above, and from
 ~/.config/agent-run/config.toml.

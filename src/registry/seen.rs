@@ -123,7 +123,8 @@ pub fn ended(root: &Root) -> Vec<SeenRun> {
     found
 }
 
-/// Finds the run that `selector` means: an id, a unique beginning of one, a name, or the `:PORT` that it has.
+/// Finds the run that `selector` means: an id, a unique beginning of one with three letters
+/// at least, a name, or the `:PORT` that it has.
 /// Unfinished runs go before finished ones, which have no port any more; of finished ones with the same name the last is
 /// meant.
 pub fn find(root: &Root, selector: &str) -> Result<SeenRun, RegistryError> {

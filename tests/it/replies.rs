@@ -59,6 +59,12 @@ fn a_reader_that_goes_ends_the_wait() {
     assert_eq!(child.wait().unwrap().code(), Some(141));
     let busy = agents.send(&["bash", "--json", "echo x"]).expect_code(1);
     assert!(busy.stderr.contains("which nobody waits for"), "{busy:#?}");
+    agents.start(&["lines", "--provider", "bash"]);
+    let mut command = agents.command(&["session", "send", "lines", "--stream", "--json", "yes"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdout.take().unwrap().read_exact(&mut [0; 10]).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(141));
+    agents.run(&["session", "close", "lines", "--force"]).expect_code(0);
     agents.run(&["session", "interrupt", "bash"]).expect_code(0);
     assert_eq!(agents.send(&["bash", "echo x"]).expect_code(0).stdout, "x\n");
 }
@@ -79,6 +85,20 @@ fn an_interrupt_is_for_the_message_of_who_asks() {
     std::fs::write(&fifo, "first\n").unwrap();
     assert_eq!(first.wait().expect_code(0).stdout, "first\n");
     assert_eq!(third.wait().expect_code(0).stdout, "third\n");
+}
+
+#[test]
+fn a_reply_that_was_interrupted_is_130_whatever_the_protocol() {
+    let agents = Agents::new();
+    for name in ["claude", "codex", "gemini", "bash"] {
+        agents.start(&[name]);
+        let text = if name == "bash" { "sleep 1000" } else { "[delay=60000] x" };
+        let sent = agents.send_in_background(&[name, text]);
+        agents.until_busy(name);
+        sent.signal(Signal::INT);
+        let done = sent.wait().expect_code(130);
+        assert!(done.stderr.contains("Ctrl-C again leaves it to itself"), "{done:#?}");
+    }
 }
 
 #[test]

@@ -333,7 +333,7 @@ fn what_closes_its_stdin_or_speaks_another_version_is_told() {
     if refused.code == Some(0) {
         refused = agents.send(&["claude", "--json", &long]);
     }
-    assert_eq!(refused.clone_kind(), "protocol", "{refused:#?}");
+    assert_eq!(refused.error_kind(), "protocol", "{refused:#?}");
     for (habit, why) in [("v2", "speaks version 2"), ("ask_auth", "(-32000)")] {
         let mut command = agents.command(&["session", "start", "gemini"]);
         command.env("STANDIN", habit);
@@ -343,7 +343,7 @@ fn what_closes_its_stdin_or_speaks_another_version_is_told() {
 }
 
 impl Done {
-    fn clone_kind(&self) -> String {
+    fn error_kind(&self) -> String {
         self.json()["error"]["kind"].as_str().unwrap_or_default().to_owned()
     }
 }
@@ -411,7 +411,7 @@ fn a_file_adds_providers_and_limits() {
     let full = agents.run(&["session", "start", "--provider", "bash"]).expect_code(1);
     assert!(full.stderr.contains("process limit reached (1 of 1 sessions)"), "{full:#?}");
     let huge = agents.run(&["session", "start", "--provider", "huge", "--json"]).expect_code(1);
-    assert_eq!(huge.clone_kind(), "resource_limit", "{huge:#?}");
+    assert_eq!(huge.error_kind(), "resource_limit", "{huge:#?}");
 }
 
 /// The library reads the process's own environment, so it is used from processes of their own: the examples.

@@ -68,9 +68,6 @@ pub(in crate::cli) struct StartArgs {
     /// So many sessions may live at once [default: 20]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub(super) max_sessions: Option<String>,
-    /// Used by the library: nothing but the flags counts
-    #[arg(long, hide = true)]
-    pub(super) flags_alone: bool,
     /// Answer with one JSON document
     #[arg(long)]
     pub(super) json: bool,

@@ -136,8 +136,7 @@ impl Shown {
         }
         let text = self.whole_characters(bytes);
         if self.stream {
-            self.printer.fields(&[("text", json!(text))]);
-            return true;
+            return self.printer.raw(format!("{{\"version\":1,\"text\":{}}}\n", json!(text)).as_bytes());
         }
         let quoted = json!(text).to_string();
         let inner = &quoted[1..quoted.len() - 1];
@@ -243,9 +242,10 @@ fn outcome(
         printer.note(&format!("{session}: the reply is not complete after {span}, and goes on; {hint}"));
         return Ok(exit::TIMED_OUT);
     }
+    let code = reply.status.map_or(0, |status| u8::try_from(status).unwrap_or(exit::SOMETHING_REMAINS));
     if let Some(why) = &reply.failed {
         printer.note(&format!("{session}: {why}"));
-        return Ok(exit::SOMETHING_REMAINS);
+        return Ok(if code == 0 { exit::SOMETHING_REMAINS } else { code });
     }
-    Ok(reply.status.map_or(0, |status| u8::try_from(status).unwrap_or(exit::SOMETHING_REMAINS)))
+    Ok(code)
 }

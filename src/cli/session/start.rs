@@ -18,7 +18,7 @@ use crate::registry::seen::SeenRun;
 use crate::run::{Conversation, Isolation, Kind, RunSpec, Verbosity};
 use crate::session::{self, SessionError};
 use crate::settings::provider::{self, Provider};
-use crate::settings::{self, Layer, Origin, Resolved};
+use crate::settings::{self, Layer, Origin};
 use crate::sys::signal;
 
 pub(super) fn run(args: StartArgs, printer: &Printer) -> Result<u8, Failure> {
@@ -67,10 +67,7 @@ fn spec(mut args: StartArgs) -> Result<RunSpec, Failure> {
     let own = [("wait", &mut args.wait), ("max_sessions", &mut args.max_sessions)];
     flags.extend(own.into_iter().filter_map(|(key, value)| Some((key, (value.take()?, Origin::Flag)))));
     let program = program(&mut args)?;
-    let resolved = match args.flags_alone {
-        true => Resolved::of(flags),
-        false => settings::resolve_session(flags, program.layer)?,
-    };
+    let resolved = settings::resolve_session(flags, program.layer)?;
     for (flag, given) in [
         ("--log", args.options.log.is_some()),
         ("--ready", !args.options.ready.is_empty()),

@@ -555,7 +555,9 @@ impl Talker {
             }
             return;
         }
-        let is_meant = |current: &&mut Current| whose.is_none_or(|id| id == current.id);
+        // Of a complete one nothing is left to end but its way to the client.
+        let is_meant =
+            |current: &&mut Current| current.done.is_none() && whose.is_none_or(|id| id == current.id);
         let Some(current) = self.current.as_mut().filter(is_meant) else { return };
         current.interrupted = Some(Instant::now());
         let mut out = Out::default();

@@ -7,7 +7,7 @@ use crate::control::Request;
 use crate::control::client::{ControlError, ask_until_released, wait_until_released};
 use crate::recover;
 use crate::registry::RegistryError;
-use crate::registry::record::{RecordError, State};
+use crate::registry::record::{Record, RecordError, State};
 use crate::registry::root::Root;
 use crate::registry::seen::SeenRun;
 use crate::sys::signal::Signal;
@@ -54,21 +54,19 @@ pub fn ask(run: &mut SeenRun, grace: Option<Duration>, wish: Wish) -> Result<(),
     match ask_until_released(run, &request) {
         Ok(_) => Ok(()),
         // It is ending already; the lock tells when it has.
-        Err(ControlError::NoAnswer(_)) if has_ended(run) || ask_by_signal(run) || !run.is_supervised() => {
-            Ok(())
-        }
+        Err(ControlError::NoAnswer(_)) if is_ending(run) || ask_by_signal(run) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+fn is_ending(run: &SeenRun) -> bool {
+    run.record.as_ref().is_ok_and(Record::is_ending) || !run.is_supervised()
 }
 
 /// A supervisor that could make no socket (no inode left) heeds a signal as well.
 fn ask_by_signal(run: &SeenRun) -> bool {
     let supervisor = run.record.as_ref().ok().and_then(|record| record.supervisor.as_ref()?.pin());
     supervisor.is_some_and(|supervisor| supervisor.send(Signal::TERM).is_ok())
-}
-
-fn has_ended(run: &SeenRun) -> bool {
-    run.record.as_ref().is_ok_and(|record| record.end.is_some() || record.state == State::Stopping)
 }
 
 /// Waits for the end of `run`, which was asked for, and ends itself what nobody stands above. Afterwards

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::{Answer, LONGEST_LINE, Request, decode, encode};
+use crate::registry::record::Record;
 use crate::registry::seen::SeenRun;
 use crate::registry::store::SOCKET;
 use crate::sys::{net, process, waits};
@@ -70,8 +71,9 @@ pub fn ask_until_released(run: &mut SeenRun, request: &Request) -> Result<bool, 
     let begun = Instant::now();
     while run.is_supervised() {
         match ask(&run.directory, request.clone()) {
-            Err(ControlError::NoAnswer(error)) if begun.elapsed() < PATIENCE && !has_none(run, &error) => {
-                run.reread();
+            Err(ControlError::NoAnswer(error))
+                if begun.elapsed() < PATIENCE && !goes_on_without(run, &error) =>
+            {
                 wait_for_a_death(run, Some(AGAIN))?;
             }
             result => return result.map(|_| true),
@@ -80,9 +82,15 @@ pub fn ask_until_released(run: &mut SeenRun, request: &Request) -> Result<bool, 
     Ok(false)
 }
 
-/// True if `run` goes on without a socket: it is made before the record says that the command runs.
-fn has_none(run: &SeenRun, error: &io::Error) -> bool {
-    let runs = run.record.as_ref().is_ok_and(|record| record.leader.is_some());
+/// True if `run` goes on without a socket: it is made before the record says that the command runs, and
+/// goes after the record says that it ends.
+fn goes_on_without(run: &mut SeenRun, error: &io::Error) -> bool {
+    run.reread();
+    let lives = |record: &Record| record.supervisor.as_ref().is_some_and(|it| it.pin().is_some());
+    let runs = run
+        .record
+        .as_ref()
+        .is_ok_and(|record| record.leader.is_some() && !record.is_ending() && lives(record));
     runs && error.kind() == io::ErrorKind::NotFound
 }
 

@@ -337,6 +337,11 @@ impl Record {
         }
     }
 
+    /// Returns whether its end has begun, or is over.
+    pub fn is_ending(&self) -> bool {
+        self.end.is_some() || matches!(self.state, State::Stopping | State::Finished)
+    }
+
     /// Enters when the lease ends.
     pub fn set_deadline(&mut self, deadline: Option<BootTime>, ttl: Option<Duration>) {
         let now = BootTime::now();

@@ -175,10 +175,10 @@ impl LiveRun {
     pub fn finish(&mut self) -> io::Result<()> {
         self.record.state = State::Finished;
         fault::step();
-        // The socket goes first: what is moved is a record and nothing else.
-        files::remove_file_in(&self.directory, SOCKET)?;
-        fault::step();
+        // Whoever finds the socket gone reads why.
         let saved = self.save();
+        fault::step();
+        files::remove_file_in(&self.directory, SOCKET)?;
         fault::step();
         // Moved even if the disk is too full to say more: what is over must not look like an orphan.
         let name = OsStr::new(self.record.id.as_str());

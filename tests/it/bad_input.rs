@@ -214,8 +214,9 @@ fn a_disk_that_fills_up_during_a_run_does_not_keep_it() {
 #[test]
 fn a_full_disk_stops_no_server_and_what_its_log_has_lost_is_told() {
     let place = Place::new();
-    let script = "mount -t tmpfs -o size=256k,mode=700 none ../disk || exit 99; \
-                  $RUN server start web --ready log:up -- $HELPER print up await ../fill lines 2000 touch ../written \
+    // More lines than a pipe holds: when the last is written, others have met the full disk.
+    let script = "mount -t tmpfs -o size=8m,mode=700 none ../disk || exit 99; \
+                  $RUN server start web --ready log:up -- $HELPER print up await ../fill lines 20000 touch ../written \
                   await ../go print end touch ../ended pause >/dev/null || exit 98; \
                   cat /dev/zero > ../disk/filler 2>/dev/null; echo x > ../fill; \
                   until [ -s ../written ]; do :; done; \

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use agent_run::Signal;
 use agent_run::sys::process::Pidfd;
 
-use crate::harness::{Done, Place, Running, is_slow_machine, measuring, misbehave, wait_until};
+use crate::harness::{Done, Place, Running, crowding, is_slow_machine, misbehave, wait_until};
 
-const GRACE: Duration = Duration::from_millis(300);
+/// Long enough for one process to have its turn among the hundreds that all wake to die.
+const GRACE: Duration = Duration::from_millis(600);
 
 /// What the issue of a teardown may take beyond the grace.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -152,7 +153,7 @@ fn kill_supervisor(place: &Place) {
 /// Lets a tree of `kinds` meet its end by `way`.
 #[track_caller]
 fn meet(way: &Way, kinds: &[(&str, &str)], options: &[&str]) {
-    let _quiet = measuring();
+    let _alone = crowding();
     let place = Place::new();
     let mut script: Vec<String> = Vec::new();
     for (name, kind) in kinds {
@@ -163,7 +164,7 @@ fn meet(way: &Way, kinds: &[(&str, &str)], options: &[&str]) {
     script.extend(["touch", "../ready", "await", "../go"].map(String::from));
     script.extend(way.leader.split(' ').map(String::from));
     let mut command =
-        place.command(&[&["-q", "--core", "0", "-k", "300ms"], options, &["--", misbehave()]].concat());
+        place.command(&[&["-q", "--core", "0", "-k", "600ms"], options, &["--", misbehave()]].concat());
     command.args(&script).process_group(0);
     let guard = Running::spawn(command);
     place.wait_for_file("ready");

@@ -1,4 +1,4 @@
-//! What a message to a session costs: `cargo bench --bench sessions`.
+//! What a message to a session costs: `cargo bench --bench sessions [-- line|python|stream ...]`.
 //!
 //! As in `peers`, ratios are measured in turn within one run; the two times are of this machine alone.
 
@@ -21,15 +21,23 @@ fn main() {
         let state = tempfile::Builder::new().prefix("agent-run-bench-").tempdir_in("/var/tmp").unwrap();
         let mut again = Command::new(std::env::current_exe().unwrap());
         again.env("AGENT_RUN_BENCH_STATE", state.path()).env("AGENT_RUN_BIN", AGENT_RUN);
-        again.env("AGENT_RUN_STATE_DIR", state.path().join("state"));
+        again.env("AGENT_RUN_STATE_DIR", state.path().join("state")).args(std::env::args().skip(1));
         assert!(again.status().unwrap().success());
         return;
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        round_trips().await;
-        against_a_new_process().await;
-        many_at_once(Path::new(&state)).await;
+        let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == name);
+        if is_wanted("line") {
+            round_trips().await;
+        }
+        if is_wanted("python") {
+            against_a_new_process().await;
+        }
+        if is_wanted("stream") {
+            many_at_once(Path::new(&state)).await;
+        }
     });
 }
 

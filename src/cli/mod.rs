@@ -38,6 +38,7 @@ use crate::sys::signal;
 use args::{PortVerb, Verb, VerbCli};
 use options::RunCli;
 use printer::Printer;
+use session::args::{SendCli, SessionVerb};
 
 /// Words that are verbs as the very first argument. Those of `LATER` are kept for what is to come, so
 /// that a command of that name does not change its meaning one day.
@@ -78,10 +79,11 @@ fn run_form(words: Vec<OsString>) -> ExitCode {
 
 fn verb_form(words: Vec<OsString>) -> ExitCode {
     let json = asks_for_json(&words);
-    let verb = match VerbCli::try_parse_from(words) {
-        Err(error) => return explain(&error, Form::Verb { json }),
-        Ok(cli) => cli.verb,
-    };
+    let verb =
+        match parse_message(&words).map_or_else(|| VerbCli::try_parse_from(words).map(|cli| cli.verb), Ok) {
+            Err(error) => return explain(&error, Form::Verb { json }),
+            Ok(verb) => verb,
+        };
     if let Verb::Port(PortVerb::Pick(args)) = &verb
         && let Some(words) = port::command_to_hold(args)
     {
@@ -102,6 +104,15 @@ fn verb_form(words: Vec<OsString>) -> ExitCode {
         Verb::Wait(args) => wait::run(&args, &printer),
     };
     finish(done, &printer)
+}
+
+/// Parses the verb that is called again and again by itself: the definition of all verbs takes longer than the message.
+/// `None` if it is another one, or has a mistake, which the whole definition explains better.
+fn parse_message(words: &[OsString]) -> Option<Verb> {
+    let [_, session, send, arguments @ ..] = words else { return None };
+    let is_it = session == "session" && send == "send";
+    let parsed = is_it.then(|| SendCli::try_parse_from(arguments))?;
+    Some(Verb::Session(SessionVerb::Send(parsed.ok()?.args)))
 }
 
 fn finish(done: Result<u8, Failure>, printer: &Printer) -> ExitCode {

@@ -13,7 +13,7 @@ use crate::registry::store::SOCKET;
 use crate::sys::{net, process, waits};
 
 /// How long a supervisor may take to answer: it only has to read a line.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// A request that was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -29,38 +29,41 @@ pub enum ControlError {
     Refused(String),
 }
 
+/// Tells the supervisor of the run in `directory`, and does not wait for its answer.
+pub fn tell(directory: &File, request: Request) -> Result<(), ControlError> {
+    Ok(connect(directory)?.write_all(&encode(request))?)
+}
+
 /// Asks the supervisor of the run in `directory`.
 pub fn ask(directory: &File, request: Request) -> Result<Answer, ControlError> {
-    Ok(converse(directory, request)?.1)
-}
-
-/// Asks as [`ask`] does, and returns the connection for more.
-pub fn connect(directory: &File, request: Request) -> Result<UnixStream, ControlError> {
-    let (stream, _) = converse(directory, request)?;
-    stream.set_read_timeout(None)?;
-    stream.set_write_timeout(None)?;
-    Ok(stream)
-}
-
-fn converse(directory: &File, request: Request) -> Result<(UnixStream, Answer), ControlError> {
-    let mut stream = net::connect_in(directory, SOCKET)?;
-    let uid = net::peer_uid(stream.as_fd())?;
-    if uid != process::own_uid() && uid != 0 {
-        return Err(ControlError::Stranger(uid));
-    }
+    let mut stream = connect(directory)?;
     stream.set_read_timeout(Some(ANSWER_WITHIN))?;
     stream.set_write_timeout(Some(ANSWER_WITHIN))?;
     stream.write_all(&encode(request))?;
     let mut line = Vec::new();
-    // Nothing follows the answer until we say more, so nothing of that is read here.
-    BufReader::new((&stream).take(LONGEST_LINE)).read_until(b'\n', &mut line)?;
+    BufReader::new(stream.take(LONGEST_LINE)).read_until(b'\n', &mut line)?;
     if line.is_empty() {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
     match decode(&line).map_err(ControlError::Refused)? {
         Answer::Refused { message } => Err(ControlError::Refused(message)),
-        answer => Ok((stream, answer)),
+        answer => Ok(answer),
     }
+}
+
+/// Connects to the supervisor of the run in `directory`, to talk with its session: what is returned goes before the
+/// first frame.
+pub fn connect_to_talk(directory: &File) -> Result<(UnixStream, Vec<u8>), ControlError> {
+    Ok((connect(directory)?, encode(Request::Talk)))
+}
+
+fn connect(directory: &File) -> Result<UnixStream, ControlError> {
+    let stream = net::connect_in(directory, SOCKET)?;
+    let uid = net::peer_uid(stream.as_fd())?;
+    if uid != process::own_uid() && uid != 0 {
+        return Err(ControlError::Stranger(uid));
+    }
+    Ok(stream)
 }
 
 /// Asks as [`ask`] does; a run that is just beginning or ending has no socket for a while, so whoever does

@@ -1,5 +1,6 @@
 //! What is said on a connection that talks with a session, after [`super::Request::Talk`]: frames of a kind, a length and
-//! so many bytes, since replies are large and need not be text.
+//! so many bytes, since replies are large and need not be text. The request itself is not answered, so the first message
+//! goes with it; who is not let in is told so by a frame.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -86,6 +87,8 @@ pub enum FromSession {
     Over(Box<Reply>),
     /// There will be none.
     Refused(Refusal),
+    /// The message has come, and its reply takes a while.
+    Here,
 }
 
 fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -142,6 +145,7 @@ impl FromSession {
             FromSession::Text(text) => frame(b'T', &[text]),
             FromSession::Over(reply) => frame(b'O', &[&json(reply)]),
             FromSession::Refused(refusal) => frame(b'R', &[&json(refusal)]),
+            FromSession::Here => frame(b'H', &[]),
         }
     }
 
@@ -150,6 +154,7 @@ impl FromSession {
             b'T' => Some(FromSession::Text(body)),
             b'O' => serde_json::from_slice(&body).ok().map(|reply| FromSession::Over(Box::new(reply))),
             b'R' => serde_json::from_slice(&body).ok().map(FromSession::Refused),
+            b'H' => Some(FromSession::Here),
             _ => None,
         }
     }
@@ -177,6 +182,11 @@ const LARGE: usize = 16 * 1024;
 const AT_ONCE: usize = 64 * 1024;
 
 impl Received {
+    /// Begins with `bytes`, which have come already.
+    pub fn beginning_with(bytes: &[u8]) -> Received {
+        Received { bytes: bytes.to_vec(), ..Received::default() }
+    }
+
     /// Returns where to append what comes next, and how much of it there may be at most.
     pub fn room(&mut self) -> (&mut Vec<u8>, usize) {
         if let Some((_, length)) = self.large {
@@ -260,7 +270,7 @@ mod tests {
         }
         let refusal = Refusal { kind: RefusedFor::Busy, message: "no".into() };
         for frame in [FromSession::Text(vec![0, 255]), FromSession::Refused(refusal)] {
-            let mut received = Received { bytes: frame.encode(), ..Received::default() };
+            let mut received = Received::beginning_with(&frame.encode());
             assert_eq!(received.from_session(), Ok(Some(frame)));
         }
     }
@@ -270,7 +280,7 @@ mod tests {
         for bytes in
             [&b"S\x04\0\0\0\xff\xff\xff\xff"[..], b"X\0\0\0\0", b"S\xff\xff\xff\xff", b"S\x02\0\0\0ab"]
         {
-            let mut received = Received { bytes: bytes.to_vec(), ..Received::default() };
+            let mut received = Received::beginning_with(bytes);
             assert_eq!(received.to_session(), Err(NoFrame), "{bytes:?}");
         }
     }

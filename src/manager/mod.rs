@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 pub use error::ManagerError;
@@ -34,13 +35,13 @@ pub use stream::{Piece, ReplyStream};
 
 use crate::client;
 use crate::control::Request;
-use crate::control::client::ask;
+use crate::control::client::{ask, tell};
 use crate::control::frames::Reply;
 use crate::limits::Limits;
 use crate::registry::root::Root;
 use crate::registry::seen::{self, SeenRun};
 use crate::run::{Kind, RunId};
-use crate::session::connection::Sending;
+use crate::session::connection::{Exchange, Sending};
 use crate::session::health::{Health, ProcessHealth, look};
 use crate::stop::{self, Wish};
 use stream::Link;
@@ -141,11 +142,18 @@ impl Manager {
         Manager { config, sessions: Mutex::new(HashMap::new()) }
     }
 
-    /// Starts a session, and returns when it takes messages. Errors: [`ManagerError::ProcessLimit`],
+    /// Starts a session, and returns when it takes messages; dropped before that, the session ends. Errors: [`ManagerError::ProcessLimit`],
     /// [`ManagerError::ResourceLimit`], and [`ManagerError::Spawn`] for all else that keeps it from starting.
     pub async fn spawn(&self, spec: SessionSpec) -> Result<RunId, ManagerError> {
         let config = self.config.clone();
-        let id = blocking(move || launch(&config, &spec)).await?;
+        let (give, given) = oneshot::channel();
+        drop(spawn_blocking(move || {
+            // Nobody knows of a session whose start was given up.
+            if let Err(Ok(id)) = give.send(launch(&config, &spec)) {
+                ask_to_end(&id);
+            }
+        }));
+        let id = given.await.unwrap_or_else(|_| Err(task_lost()))?;
         self.sessions().entry(id.clone()).or_insert_with(|| Arc::new(Session { link: Mutex::new(None) }));
         Ok(id)
     }
@@ -189,7 +197,10 @@ impl Manager {
         let kept = session.link.lock().unwrap_or_else(PoisonError::into_inner).take();
         let link = match kept {
             Some(link) if link.is_open() => link,
-            _ => Link::open(&living(id)?)?,
+            _ => {
+                let id = id.clone();
+                Link::of(blocking(move || Ok(Exchange::open(&living(&id)?)?)).await?)?
+            }
         };
         ReplyStream::begin(link, session, text, sending).await
     }
@@ -197,8 +208,8 @@ impl Manager {
     /// Asks for the end of the reply that goes on: by the protocol, then by Ctrl-C.
     pub async fn interrupt(&self, id: &RunId) -> Result<(), ManagerError> {
         self.session(id)?;
-        let run = living(id)?;
-        blocking(move || Ok(ask(&run.directory, Request::Interrupt).map(drop)?)).await
+        let id = id.clone();
+        blocking(move || Ok(ask(&living(&id)?.directory, Request::Interrupt).map(drop)?)).await
     }
 
     /// Ends a session; returns when nothing of it is left.
@@ -266,9 +277,7 @@ impl Manager {
             ids.into_iter().map(|id| spawn_blocking(move || end(&id, Some(timeout)))).collect();
         let mut result = Ok(());
         for ended in ends {
-            let ended =
-                ended.await.unwrap_or_else(|_| Err(ManagerError::Spawn("the task was lost".to_owned())));
-            result = result.and(ended);
+            result = result.and(ended.await.unwrap_or_else(|_| Err(task_lost())));
         }
         result
     }
@@ -286,19 +295,25 @@ impl Manager {
 impl Drop for Manager {
     /// Asks for the end of what is left; it is not waited for.
     fn drop(&mut self) {
-        for id in self.list() {
-            if let Ok(run) = living(&id) {
-                let _ = ask(&run.directory, Request::Stop { grace_s: None, displaced: false });
-            }
-        }
+        self.list().iter().for_each(ask_to_end);
     }
+}
+
+/// Who cannot be asked ends with this process.
+fn ask_to_end(id: &RunId) {
+    if let Ok(run) = living(id) {
+        let _ = tell(&run.directory, Request::Stop { grace_s: None, displaced: false });
+    }
+}
+
+fn task_lost() -> ManagerError {
+    ManagerError::Spawn("the task was lost".to_owned())
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ManagerError> + Send + 'static,
 ) -> Result<T, ManagerError> {
-    let lost = |_| Err(ManagerError::Spawn("the task was lost".to_owned()));
-    spawn_blocking(work).await.unwrap_or_else(lost)
+    spawn_blocking(work).await.unwrap_or_else(|_| Err(task_lost()))
 }
 
 fn find(id: &RunId) -> Result<SeenRun, ManagerError> {

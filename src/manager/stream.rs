@@ -1,30 +1,29 @@
 //! A reply as it comes.
 
 use std::io;
+use std::os::unix::net;
 use std::sync::{Arc, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use super::{ManagerError, Session};
-use crate::control::Request;
-use crate::control::client::connect;
-use crate::control::frames::{FromSession, Head, LONGEST_MESSAGE, Received, Reply, ToSession};
+use crate::control::frames::Reply;
 use crate::protocol::CompleteBy;
-use crate::registry::seen::SeenRun;
-use crate::session::connection::Sending;
+use crate::session::connection::{Exchange, Heard, Sending, TalkError, unless_closed};
 
 /// A connection to a session.
 pub(super) struct Link {
     stream: UnixStream,
-    received: Received,
+    exchange: Exchange,
 }
 
 impl Link {
-    pub(super) fn open(run: &SeenRun) -> Result<Link, ManagerError> {
-        let stream = connect(&run.directory, Request::Talk)?;
+    /// Takes one that was just opened.
+    pub(super) fn of((stream, exchange): (net::UnixStream, Exchange)) -> Result<Link, ManagerError> {
         stream.set_nonblocking(true)?;
-        Ok(Link { stream: UnixStream::from_std(stream)?, received: Received::default() })
+        Ok(Link { stream: UnixStream::from_std(stream)?, exchange })
     }
 
     /// Returns whether the session is still at the other end.
@@ -32,17 +31,24 @@ impl Link {
         matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    async fn next(&mut self) -> Result<FromSession, ManagerError> {
+    async fn send(&mut self, text: &str, sending: Sending) -> Result<(), TalkError> {
+        let bytes = self.exchange.message(text, sending)?;
+        Ok(unless_closed(self.stream.write_all(&bytes).await)?)
+    }
+
+    async fn next(&mut self) -> Result<Heard, TalkError> {
         loop {
-            if let Some(frame) = self.received.from_session().map_err(io::Error::other)? {
-                return Ok(frame);
+            if let Some(heard) = self.exchange.take()? {
+                return Ok(heard);
             }
-            let (room, most) = self.received.room();
-            let lost = || ManagerError::died("its supervisor was lost in the middle of the reply");
+            if let Some(patience) = self.exchange.patience() {
+                let there = timeout(patience, self.stream.readable()).await;
+                there.map_err(|_| TalkError::unanswered())??;
+            }
+            let (room, most) = self.exchange.room();
             match (&mut self.stream).take(most as u64).read_buf(room).await {
-                Ok(0) => return Err(lost()),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(lost()),
-                result => result?,
+                Ok(0) => return Err(TalkError::Lost),
+                result => result.map_err(TalkError::of_receiving)?,
             };
         }
     }
@@ -70,19 +76,7 @@ impl ReplyStream {
         text: &str,
         sending: Sending,
     ) -> Result<ReplyStream, ManagerError> {
-        if text.len() > LONGEST_MESSAGE {
-            return Err(ManagerError::Protocol(format!(
-                "the message is longer than {} MiB",
-                LONGEST_MESSAGE >> 20
-            )));
-        }
-        let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
-        let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
-        // What has become of one that does not take it, reading tells.
-        match link.stream.write_all(&ToSession::Send(head, text.to_owned()).encode()).await {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
-            _ => {}
-        }
+        link.send(text, sending).await?;
         Ok(ReplyStream { link: Some(link), session })
     }
 
@@ -91,18 +85,19 @@ impl ReplyStream {
     pub async fn next(&mut self) -> Result<Piece, ManagerError> {
         let over = || ManagerError::Protocol("the reply is over".to_owned());
         let link = self.link.as_mut().ok_or_else(over)?;
-        let frame = link.next().await;
-        if let Ok(FromSession::Text(text)) = frame {
+        let heard = link.next().await;
+        if let Ok(Heard::Text(text)) = heard {
             return Ok(Piece::Text(text));
         }
         let link = self.link.take();
-        match frame? {
-            FromSession::Text(text) => Ok(Piece::Text(text)),
-            FromSession::Refused(refusal) => {
+        match heard {
+            Ok(Heard::Text(text)) => Ok(Piece::Text(text)),
+            Err(TalkError::Refused(refusal)) => {
                 self.keep(link);
                 Err(refusal.into())
             }
-            FromSession::Over(reply) => {
+            Err(error) => Err(error.into()),
+            Ok(Heard::Over(reply)) => {
                 self.keep(link);
                 match reply.died {
                     Some(reason) => Err(ManagerError::died(reason)),

@@ -3,14 +3,14 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::control::Request;
-use crate::control::client::{ControlError, connect};
+use crate::control::client::{ANSWER_WITHIN, ControlError, connect_to_talk};
 use crate::control::frames::{
     FromSession, Head, LONGEST_MESSAGE, Received, Refusal, RefusedFor, Reply, ToSession,
 };
 use crate::registry::seen::SeenRun;
+use crate::sys::waits;
 
 /// A message was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,79 @@ pub enum Heard {
     Over(Box<Reply>),
 }
 
+/// The client's side of a connection without its I/O: what to send, and what has come of it.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    /// Goes before the first message.
+    greeting: Vec<u8>,
+    received: Received,
+    /// Since when nothing at all has been heard of a message.
+    unheard_since: Option<Instant>,
+}
+
+impl Exchange {
+    /// Connects to `run`.
+    pub(crate) fn open(run: &SeenRun) -> Result<(UnixStream, Exchange), TalkError> {
+        let (stream, greeting) = connect_to_talk(&run.directory)?;
+        Ok((stream, Exchange { greeting, received: Received::default(), unheard_since: None }))
+    }
+
+    /// Returns what a message is on the wire.
+    pub(crate) fn message(&mut self, text: &str, sending: Sending) -> Result<Vec<u8>, TalkError> {
+        if text.len() > LONGEST_MESSAGE {
+            let message = format!("the message is longer than {} MiB", LONGEST_MESSAGE >> 20);
+            return Err(TalkError::Refused(Refusal { kind: RefusedFor::Protocol, message }));
+        }
+        let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
+        let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
+        self.unheard_since = Some(Instant::now());
+        let mut bytes = std::mem::take(&mut self.greeting);
+        bytes.extend(ToSession::Send(head, text.to_owned()).encode());
+        Ok(bytes)
+    }
+
+    /// Returns where to append what comes next, and how much of it there may be at most.
+    pub(crate) fn room(&mut self) -> (&mut Vec<u8>, usize) {
+        self.unheard_since = None;
+        self.received.room()
+    }
+
+    /// How long the first sign of life may still take; `None` if there was one.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        Some(ANSWER_WITHIN.saturating_sub(self.unheard_since?.elapsed()))
+    }
+
+    /// Takes what has come of the reply; `None` if that is nothing whole.
+    pub(crate) fn take(&mut self) -> Result<Option<Heard>, TalkError> {
+        loop {
+            return match self.received.from_session().map_err(io::Error::other)? {
+                Some(FromSession::Here) => continue,
+                Some(FromSession::Text(text)) => Ok(Some(Heard::Text(text))),
+                Some(FromSession::Over(reply)) => Ok(Some(Heard::Over(reply))),
+                Some(FromSession::Refused(refusal)) => Err(TalkError::Refused(refusal)),
+                None => Ok(None),
+            };
+        }
+    }
+}
+
+/// A sending of which reading tells what has become: the other end may say why it closed.
+pub(crate) fn unless_closed(sent: io::Result<()>) -> io::Result<()> {
+    sent.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+}
+
+impl TalkError {
+    /// What a failed receiving means.
+    pub(crate) fn of_receiving(error: io::Error) -> TalkError {
+        if error.kind() == io::ErrorKind::ConnectionReset { TalkError::Lost } else { error.into() }
+    }
+
+    /// Nothing has been heard for longer than a session that lives takes.
+    pub(crate) fn unanswered() -> TalkError {
+        ControlError::NoAnswer(io::ErrorKind::TimedOut.into()).into()
+    }
+}
+
 /// As much is received at once.
 const AT_ONCE: usize = 64 * 1024;
 
@@ -62,60 +135,48 @@ const AT_ONCE: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
-    received: Received,
+    exchange: Exchange,
     buffer: Vec<u8>,
 }
 
 impl Connection {
     /// Opens one to `run`.
     pub fn open(run: &SeenRun) -> Result<Connection, TalkError> {
-        let stream = connect(&run.directory, Request::Talk)?;
-        Ok(Connection { stream, received: Received::default(), buffer: vec![0; AT_ONCE] })
+        let (stream, exchange) = Exchange::open(run)?;
+        Ok(Connection { stream, exchange, buffer: vec![0; AT_ONCE] })
     }
 
-    /// Sends a message; [`Connection::hear`] gives what comes of it.
+    /// Sends a message; [`Connection::take`] gives what has come of it.
     pub fn send(&mut self, text: &str, sending: Sending) -> Result<(), TalkError> {
-        if text.len() > LONGEST_MESSAGE {
-            let message = format!("the message is longer than {} MiB", LONGEST_MESSAGE >> 20);
-            return Err(TalkError::Refused(Refusal { kind: RefusedFor::Protocol, message }));
-        }
-        let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
-        let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
-        // What has become of one that does not take it, reading tells.
-        match self.stream.write_all(&ToSession::Send(head, text.to_owned()).encode()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-            _ => Ok(()),
-        }
+        let bytes = self.exchange.message(text, sending)?;
+        Ok(unless_closed(self.stream.write_all(&bytes))?)
     }
 
     /// Asks for the end of the reply.
     pub fn interrupt(&mut self) -> Result<(), TalkError> {
-        Ok(self.stream.write_all(&ToSession::Interrupt.encode())?)
-    }
-
-    /// Waits for more of the reply.
-    pub fn hear(&mut self) -> Result<Heard, TalkError> {
-        loop {
-            match self.take()? {
-                Some(heard) => return Ok(heard),
-                None => self.receive()?,
-            }
-        }
+        Ok(unless_closed(self.stream.write_all(&ToSession::Interrupt.encode()))?)
     }
 
     /// Takes what has been received of the reply; `None` if that is nothing whole.
     pub fn take(&mut self) -> Result<Option<Heard>, TalkError> {
-        match self.received.from_session().map_err(io::Error::other)? {
-            Some(FromSession::Text(text)) => Ok(Some(Heard::Text(text))),
-            Some(FromSession::Over(reply)) => Ok(Some(Heard::Over(reply))),
-            Some(FromSession::Refused(refusal)) => Err(TalkError::Refused(refusal)),
-            None => Ok(None),
+        self.exchange.take()
+    }
+
+    /// Waits until something has come, or one of `others` can be read, and receives what has come.
+    pub fn wait(&mut self, others: &[BorrowedFd<'_>]) -> Result<(), TalkError> {
+        let patience = self.exchange.patience();
+        let own = self.stream.as_fd();
+        let watched: Vec<_> = [&[own], others].concat().into_iter().map(|fd| (fd, true)).collect();
+        let ready = waits::any(&watched, patience)?;
+        match ready[0] {
+            true => self.receive(),
+            false if patience.is_some() && !ready.contains(&true) => Err(TalkError::unanswered()),
+            false => Ok(()),
         }
     }
 
-    /// Waits until something has come, and receives it.
-    pub fn receive(&mut self) -> Result<(), TalkError> {
-        let (room, most) = self.received.room();
+    fn receive(&mut self) -> Result<(), TalkError> {
+        let (room, most) = self.exchange.room();
         let most = most.min(self.buffer.len());
         match self.stream.read(&mut self.buffer[..most]) {
             Ok(0) => Err(TalkError::Lost),
@@ -123,15 +184,8 @@ impl Connection {
                 room.extend_from_slice(&self.buffer[..length]);
                 Ok(())
             }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(TalkError::Lost),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(TalkError::of_receiving(error)),
         }
-    }
-}
-
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
     }
 }

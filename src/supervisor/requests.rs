@@ -10,9 +10,10 @@ use tokio::net::unix::WriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::talker::{self, Client, Door, Job, Part};
-use crate::control::frames::{FromSession, Head, Received, ToSession};
+use crate::control::frames::{FromSession, Head, Received, Refusal, RefusedFor, ToSession};
 use crate::control::{Answer, LONGEST_LINE, Request, decode, encode};
 use crate::sys::{net, process};
 
@@ -23,6 +24,8 @@ pub(super) type Asked = (Request, oneshot::Sender<Answer>);
 const AT_ONCE: usize = 64;
 /// Whoever connects and says nothing is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Whoever hears nothing for longer takes the session for dead.
+const SAYS_SO_AFTER: Duration = Duration::from_secs(1);
 /// What is more than this is not gathered.
 const LARGE: usize = 256 * 1024;
 /// As many talk at once, beside those who ask.
@@ -38,12 +41,12 @@ pub(super) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>, do
             Ok((stream, _)) => {
                 let (asked, door, talkers) = (asked.clone(), door.clone(), Arc::clone(&talkers));
                 tokio::spawn(async move {
-                    let answered = tokio::time::timeout(PATIENCE, answer(stream, asked, talkers)).await;
+                    let answered = timeout(PATIENCE, answer(stream, asked, talkers)).await;
                     // Whoever talks must not keep others from asking.
                     drop(place);
-                    if let (Ok(Ok(Some((stream, _talks)))), Some(door)) = (answered, door) {
+                    if let (Ok(Ok(Some(talker))), Some(door)) = (answered, door) {
                         // Its end is the connection's; there is nobody to tell.
-                        let _ = talk(stream, &door).await;
+                        let _ = talk(talker.stream, talker.received, &door).await;
                     }
                 });
             }
@@ -53,12 +56,20 @@ pub(super) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>, do
     }
 }
 
+/// A connection that talks.
+struct Talker {
+    stream: UnixStream,
+    /// What has come behind the request.
+    received: Received,
+    _place: OwnedSemaphorePermit,
+}
+
 /// Answers one request; returns the connection if it is to talk.
 async fn answer(
     stream: UnixStream,
     asked: mpsc::Sender<Asked>,
     talkers: Arc<Semaphore>,
-) -> std::io::Result<Option<(UnixStream, OwnedSemaphorePermit)>> {
+) -> std::io::Result<Option<Talker>> {
     let uid = net::peer_uid(stream.as_fd())?;
     if uid != process::own_uid() && uid != 0 {
         // The directory's mode keeps others out already.
@@ -67,19 +78,29 @@ async fn answer(
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     (&mut stream).take(LONGEST_LINE).read_until(b'\n', &mut line).await?;
-    let request = decode::<Request>(&line);
-    let talks = (request == Ok(Request::Talk)).then(|| talkers.try_acquire_owned());
-    let answer = match request {
-        _ if matches!(talks, Some(Err(_))) => {
-            Answer::Refused { message: "too many talk with it already".to_owned() }
-        }
+    let answer = match decode::<Request>(&line) {
+        Ok(Request::Talk) => return let_in(stream, asked, talkers).await,
         Ok(request) => pass_on(request, &asked).await,
         Err(message) => Answer::Refused { message },
     };
-    stream.get_mut().write_all(&encode(answer.clone())).await?;
-    // Nobody sends a frame before the answer is there.
-    let talks = talks.and_then(Result::ok).filter(|_| answer == Answer::Done);
-    Ok(talks.map(|talks| (stream.into_inner(), talks)))
+    stream.get_mut().write_all(&encode(answer)).await.map(|()| None)
+}
+
+async fn let_in(
+    stream: BufReader<UnixStream>,
+    asked: mpsc::Sender<Asked>,
+    talkers: Arc<Semaphore>,
+) -> std::io::Result<Option<Talker>> {
+    let received = Received::beginning_with(stream.buffer());
+    let mut stream = stream.into_inner();
+    let refusal = match talkers.try_acquire_owned() {
+        Ok(place) => match pass_on(Request::Talk, &asked).await {
+            Answer::Refused { message } => Refusal { kind: RefusedFor::Protocol, message },
+            _ => return Ok(Some(Talker { stream, received, _place: place })),
+        },
+        Err(_) => Refusal { kind: RefusedFor::Busy, message: "too many talk with it already".to_owned() },
+    };
+    stream.write_all(&FromSession::Refused(refusal).encode()).await.map(|()| None)
 }
 
 async fn pass_on(request: Request, asked: &mpsc::Sender<Asked>) -> Answer {
@@ -92,8 +113,7 @@ async fn pass_on(request: Request, asked: &mpsc::Sender<Asked>) -> Answer {
 }
 
 /// Passes messages of one connection on, and their replies back.
-async fn talk(mut stream: UnixStream, door: &Door) -> std::io::Result<()> {
-    let mut received = Received::default();
+async fn talk(mut stream: UnixStream, mut received: Received, door: &Door) -> std::io::Result<()> {
     loop {
         match receive(&mut stream, &mut received).await? {
             None => return Ok(()),
@@ -148,8 +168,15 @@ async fn pass_back(
     let passes = async {
         // Small things go together: a short reply is one packet.
         let mut small = Vec::new();
-        while let Some(part) = next(&mut reply.parts, &mut writes, &mut small).await? {
-            match part {
+        let mut part = match timeout(SAYS_SO_AFTER, reply.parts.recv()).await {
+            Ok(part) => part,
+            Err(_) => {
+                small.extend(FromSession::Here.encode());
+                next(&mut reply.parts, &mut writes, &mut small).await?
+            }
+        };
+        while let Some(this) = part {
+            match this {
                 Part::Text(text) => small.extend(FromSession::Text(text).encode()),
                 Part::Chunk(buffer, length) => {
                     small.extend(FromSession::text_header(length));
@@ -160,6 +187,7 @@ async fn pass_back(
                     let _ = door.give_back.send(buffer);
                 }
             }
+            part = next(&mut reply.parts, &mut writes, &mut small).await?;
         }
         let Ok(word) = reply.last.await else { return Ok(false) };
         small.extend(word.encode());

@@ -1,14 +1,15 @@
 //! Sessions: programs that answer messages, by stand-ins for coding agents and by real programs.
 
 use std::fs;
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
 
 use agent_run::Signal;
-use agent_run::sys::process::Pidfd;
+use agent_run::sys::process::{Pidfd, Stat};
 use serde_json::Value;
 
 use crate::harness::agents::Agents;
-use crate::harness::{Done, Running, agent_run, finish, is_dead, skipped, wait_until};
+use crate::harness::{Done, Running, agent_run, finish, is_dead, skipped, standin, wait_until};
 
 #[test]
 fn every_protocol_passes_one_table() {
@@ -267,7 +268,7 @@ fn places_in_the_pool_follow_living_processes() {
     agents.start(&cat("c"));
     // One that is waited for comes when another one goes.
     let mut command = agents.command(&[&["session", "start", "--wait", "20s", "-q"], &cat("d")[..]].concat());
-    command.stdin(std::process::Stdio::null());
+    command.stdin(Stdio::null());
     let waiting = Running::spawn(command);
     agents.run(&["session", "close", "a"]).expect_code(0);
     waiting.wait().expect_code(0);
@@ -353,7 +354,7 @@ fn of_two_starts_of_one_name_one_loses() {
     let agents = Agents::new();
     let start = || {
         let mut command = agents.command(&["session", "start", "one", "--provider", "bash", "-q"]);
-        command.stdin(std::process::Stdio::null());
+        command.stdin(Stdio::null());
         Running::spawn(command)
     };
     let mut codes = [start(), start()].map(|it| it.wait().code);
@@ -460,7 +461,7 @@ fn a_host_that_is_killed_takes_its_sessions_along() {
     let agents = Agents::new();
     let beside = std::path::Path::new(agent_run()).parent().unwrap().join("examples/orchestrator");
     let mut command = Command::new(beside);
-    command.args(["[silence] x", "claude"]).stdin(std::process::Stdio::null());
+    command.args(["[silence] x", "claude"]).stdin(Stdio::null());
     agents.0.furnish(&mut command);
     command.env("AGENT_RUN_BIN", agent_run()).env("PATH", agents.path());
     let host = Running::spawn(command);
@@ -471,6 +472,42 @@ fn a_host_that_is_killed_takes_its_sessions_along() {
     host.signal(Signal::KILL);
     host.wait();
     wait_until("its session is gone", || agents.0.unfinished().is_empty());
+}
+
+#[test]
+fn a_start_that_is_given_up_leaves_no_session() {
+    let agents = Agents::new();
+    let mut command = Command::new(standin());
+    agents.0.furnish(&mut command);
+    command.arg("host").env("AGENT_RUN_BIN", agent_run()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut host = command.spawn().unwrap();
+    let mut said = [0; 9];
+    host.stdout.take().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"given up\n");
+    std::fs::write(agents.0.path("go"), "").unwrap();
+    assert_eq!(agents.0.the_ended()["end"]["reason"], "stop");
+    assert!(host.try_wait().unwrap().is_none(), "its owner lives");
+    drop(host.stdin.take());
+    assert!(host.wait().unwrap().success());
+}
+
+#[test]
+fn a_session_of_which_nobody_answers_is_said() {
+    let agents = Agents::new();
+    let run = agents.start(&["bash"]);
+    // The guard first: it would wake the supervisor.
+    let keepers = ["guard", "supervisor"].map(|keeper| {
+        let pid = run[keeper]["pid"].as_i64().unwrap() as i32;
+        let keeper = Pidfd::open(pid).unwrap();
+        keeper.send(Signal::STOP).unwrap();
+        wait_until("it is stopped", || Stat::read(pid).unwrap().is_stopped());
+        keeper
+    });
+    let done = agents.send(&["bash", "echo x"]).expect_code(1);
+    keepers.iter().rev().for_each(|keeper| keeper.send(Signal::CONT).unwrap());
+    assert!(done.stderr.contains("its supervisor does not answer"), "{done:#?}");
+    // A reply that takes longer than that is no such thing.
+    assert_eq!(agents.send(&["bash", "sleep 6; echo y"]).expect_code(0).stdout, "y\n");
 }
 
 #[test]

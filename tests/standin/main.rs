@@ -1,4 +1,5 @@
-//! `standin` plays four coding-agent CLIs in tests: `claude`, `codex`, `gemini` and `acp-agent`.
+//! `standin` plays four coding-agent CLIs in tests, `claude`, `codex`, `gemini` and `acp-agent`, and an orchestrator
+//! that gives up, `host`.
 //!
 //! Which one is told by the file name it was started as or, when that is `standin`, by the first argument.
 //! The message steers the reply (see `script`), the environment variable STANDIN the process (see `stage`).
@@ -15,6 +16,7 @@ mod acp;
 mod claude;
 mod codex;
 mod gemini;
+mod host;
 mod script;
 mod stage;
 
@@ -36,6 +38,7 @@ fn main() {
         "codex" => codex::run(&Args(args)),
         "gemini" => gemini::run(&Args(args)),
         "acp-agent" => acp::run(),
+        "host" => host::run(),
         other => stage::refuse(&format!("there is no program {other:?} to play")),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use super::super::options::RunOptions;
 
@@ -76,6 +76,14 @@ pub(in crate::cli) struct StartArgs {
     /// The command and its arguments
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
+}
+
+/// `session send` by itself.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true)]
+pub(in crate::cli) struct SendCli {
+    #[command(flatten)]
+    pub(in crate::cli) args: SendArgs,
 }
 
 #[derive(Debug, Args)]

@@ -17,7 +17,6 @@ use crate::protocol::CompleteBy;
 use crate::registry::seen::SeenRun;
 use crate::session::connection::{Connection, Heard, Sending, TalkError};
 use crate::sys::signal::{self, Signal, SignalQueue};
-use crate::sys::waits;
 
 pub(super) fn run(args: &SendArgs, printer: &Printer) -> Result<u8, Failure> {
     let timeout = args.timeout.as_deref().map(parse_limit).transpose();
@@ -78,7 +77,7 @@ fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Resul
                 return Ok(Some(*reply));
             }
             None => {
-                let ready = waits::any(&[(connection.as_fd(), true), (queue.as_fd(), true)], None)?;
+                connection.wait(&[queue.as_fd()])?;
                 if queue.next().is_some() {
                     if interrupted {
                         signal::die_of(Signal::INT);
@@ -86,9 +85,6 @@ fn talk(run: &SeenRun, text: &str, sending: Sending, shown: &mut Shown) -> Resul
                     interrupted = true;
                     shown.printer.note("asked for the end of the reply; Ctrl-C again leaves it to itself");
                     connection.interrupt()?;
-                }
-                if ready[0] {
-                    connection.receive()?;
                 }
             }
         }

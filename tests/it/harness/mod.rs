@@ -206,12 +206,15 @@ impl Place {
         texts.map(|text| last_line(&text)).collect()
     }
 
-    /// The one finished run.
+    /// The one finished run, of which nobody is left: in the background, those who entered its end go a little later.
     #[track_caller]
     pub(crate) fn the_ended(&self) -> Value {
         wait_until("a run has ended", || !self.ended().is_empty());
         let ended = self.ended();
         assert_eq!(ended.len(), 1, "{ended:#?}");
+        let keepers = ["guard", "supervisor"].map(|keeper| ended[0][keeper]["pid"].as_i64());
+        let are_dead = || keepers.iter().flatten().all(|pid| is_dead(*pid as i32));
+        wait_until("its guard and supervisor have gone", are_dead);
         ended.into_iter().next().unwrap()
     }
 

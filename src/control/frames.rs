@@ -76,6 +76,8 @@ pub enum ToSession {
     Send(Head, String),
     /// The end of the reply is wanted.
     Interrupt,
+    /// The slot of this number has been read.
+    Returned(u32),
 }
 
 /// From the session.
@@ -89,6 +91,12 @@ pub enum FromSession {
     Refused(Refusal),
     /// The message has come, and its reply takes a while.
     Here,
+    /// With it comes the descriptor of memory that the session writes and the client may read: so many slots of so many
+    /// bytes.
+    Memory(u32, u32),
+    /// More of the reply's text: in the slot of this number, so many bytes. The session does not touch it until it is
+    /// returned.
+    Lent(u32, u32),
 }
 
 fn frame(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -114,6 +122,7 @@ impl ToSession {
                 frame(b'S', &[&(head.len() as u32).to_le_bytes(), &head, text.as_bytes()])
             }
             ToSession::Interrupt => frame(b'I', &[]),
+            ToSession::Returned(index) => frame(b'B', &[&index.to_le_bytes()]),
         }
     }
 
@@ -126,6 +135,7 @@ impl ToSession {
                 Some(ToSession::Send(serde_json::from_slice(head).ok()?, text))
             }
             b'I' => Some(ToSession::Interrupt),
+            b'B' => Some(ToSession::Returned(u32::from_le_bytes(body.try_into().ok()?))),
             _ => None,
         }
     }
@@ -146,6 +156,8 @@ impl FromSession {
             FromSession::Over(reply) => frame(b'O', &[&json(reply)]),
             FromSession::Refused(refusal) => frame(b'R', &[&json(refusal)]),
             FromSession::Here => frame(b'H', &[]),
+            FromSession::Memory(count, size) => frame(b'M', &[&count.to_le_bytes(), &size.to_le_bytes()]),
+            FromSession::Lent(index, length) => frame(b'L', &[&index.to_le_bytes(), &length.to_le_bytes()]),
         }
     }
 
@@ -155,9 +167,16 @@ impl FromSession {
             b'O' => serde_json::from_slice(&body).ok().map(|reply| FromSession::Over(Box::new(reply))),
             b'R' => serde_json::from_slice(&body).ok().map(FromSession::Refused),
             b'H' => Some(FromSession::Here),
+            b'M' => two(&body).map(|(count, size)| FromSession::Memory(count, size)),
+            b'L' => two(&body).map(|(index, length)| FromSession::Lent(index, length)),
             _ => None,
         }
     }
+}
+
+fn two(body: &[u8]) -> Option<(u32, u32)> {
+    let (one, other) = body.split_at_checked(4)?;
+    Some((u32::from_le_bytes(one.try_into().ok()?), u32::from_le_bytes(other.try_into().ok()?)))
 }
 
 /// Something else than a frame has come.
@@ -252,6 +271,7 @@ mod tests {
             ToSession::Send(head.clone(), "hällo\n".into()),
             ToSession::Send(head, long),
             ToSession::Interrupt,
+            ToSession::Returned(7),
         ];
         let bytes: Vec<u8> = sent.iter().flat_map(ToSession::encode).collect();
         for size in [1, 2, 3, 5, 64, 1000, LARGE, LARGE + 20, bytes.len()] {
@@ -269,7 +289,8 @@ mod tests {
             assert_eq!(got, sent, "{size}");
         }
         let refusal = Refusal { kind: RefusedFor::Busy, message: "no".into() };
-        for frame in [FromSession::Text(vec![0, 255]), FromSession::Refused(refusal)] {
+        let (memory, lent) = (FromSession::Memory(8, 1 << 17), FromSession::Lent(3, 5));
+        for frame in [FromSession::Text(vec![0, 255]), FromSession::Refused(refusal), memory, lent] {
             let mut received = Received::beginning_with(&frame.encode());
             assert_eq!(received.from_session(), Ok(Some(frame)));
         }
@@ -277,9 +298,13 @@ mod tests {
 
     #[test]
     fn what_is_no_frame_is_refused() {
-        for bytes in
-            [&b"S\x04\0\0\0\xff\xff\xff\xff"[..], b"X\0\0\0\0", b"S\xff\xff\xff\xff", b"S\x02\0\0\0ab"]
-        {
+        for bytes in [
+            &b"S\x04\0\0\0\xff\xff\xff\xff"[..],
+            b"X\0\0\0\0",
+            b"S\xff\xff\xff\xff",
+            b"S\x02\0\0\0ab",
+            b"B\x01\0\0\0a",
+        ] {
             let mut received = Received::beginning_with(bytes);
             assert_eq!(received.to_session(), Err(NoFrame), "{bytes:?}");
         }

@@ -1,10 +1,11 @@
 //! A reply as it comes.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net;
 use std::sync::{Arc, PoisonError};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -38,18 +39,27 @@ impl Link {
 
     async fn next(&mut self) -> Result<Heard, TalkError> {
         loop {
-            if let Some(heard) = self.exchange.take()? {
+            let heard = self.exchange.take()?;
+            let returned = self.exchange.take_returned();
+            if !returned.is_empty() {
+                // Of so little a part is never taken, and what has become of the other end reading tells.
+                let _ = self.stream.try_write(&returned);
+            }
+            if let Some(heard) = heard {
                 return Ok(heard);
             }
-            if let Some(patience) = self.exchange.patience() {
-                let there = timeout(patience, self.stream.readable()).await;
-                there.map_err(|_| TalkError::unanswered())??;
+            match self.exchange.patience() {
+                Some(patience) => {
+                    let there = timeout(patience, self.stream.readable()).await;
+                    there.map_err(|_| TalkError::unanswered())??;
+                }
+                None => self.stream.readable().await?,
             }
-            let (room, most) = self.exchange.room();
-            match (&mut self.stream).take(most as u64).read_buf(room).await {
-                Ok(0) => return Err(TalkError::Lost),
+            let Link { stream, exchange } = self;
+            match stream.try_io(Interest::READABLE, || exchange.receive(stream.as_fd())) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => result.map_err(TalkError::of_receiving)?,
-            };
+            }
         }
     }
 }

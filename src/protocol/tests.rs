@@ -237,7 +237,7 @@ fn text_at(written: &str, pointer: &str) -> String {
 fn marker(written: &str) -> &str {
     let at = written.match_indices("agent-run-").map(|(at, _)| at);
     // The message may have the like of it.
-    let mut found = at.filter_map(|at| written.get(at..at + 43));
+    let mut found = at.filter_map(|at| written.get(at..at + 31));
     found.find(|it| !it.contains(char::is_whitespace)).unwrap_or_default()
 }
 

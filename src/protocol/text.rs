@@ -59,7 +59,7 @@ impl Talk for Marker {
         if !self.open {
             return Err("it is not open yet".to_owned());
         }
-        let marker = format!("agent-run-{:032x}-", message.token);
+        let marker = format!("agent-run-{:020x}-", message.token >> 48);
         if self.template.contains("{nul}") && message.text.contains('\0') {
             return Err("the message has a NUL in it".to_owned());
         }

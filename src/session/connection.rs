@@ -1,16 +1,17 @@
 //! An open connection to a session: one message after the other, each with its reply.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use crate::control::client::{ANSWER_WITHIN, ControlError, connect_to_talk};
 use crate::control::frames::{
-    FromSession, Head, LONGEST_MESSAGE, Received, Refusal, RefusedFor, Reply, ToSession,
+    FromSession, Head, LONGEST_MESSAGE, NoFrame, Received, Refusal, RefusedFor, Reply, ToSession,
 };
 use crate::registry::seen::SeenRun;
-use crate::sys::waits;
+use crate::sys::shared::View;
+use crate::sys::{net, waits};
 
 /// A message was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,9 @@ pub enum Heard {
     Over(Box<Reply>),
 }
 
+/// As much is received at once.
+const AT_ONCE: usize = 64 * 1024;
+
 /// The client's side of a connection without its I/O: what to send, and what has come of it.
 #[derive(Debug)]
 pub(crate) struct Exchange {
@@ -63,13 +67,29 @@ pub(crate) struct Exchange {
     received: Received,
     /// Since when nothing at all has been heard of a message.
     unheard_since: Option<Instant>,
+    buffer: Vec<u8>,
+    /// What has come along and is not looked at yet.
+    file: Option<OwnedFd>,
+    /// What the session lends slots of.
+    memory: Option<View>,
+    /// Slots that were read, as frames.
+    returned: Vec<u8>,
 }
 
 impl Exchange {
     /// Connects to `run`.
     pub(crate) fn open(run: &SeenRun) -> Result<(UnixStream, Exchange), TalkError> {
         let (stream, greeting) = connect_to_talk(&run.directory)?;
-        Ok((stream, Exchange { greeting, received: Received::default(), unheard_since: None }))
+        let exchange = Exchange {
+            greeting,
+            received: Received::default(),
+            unheard_since: None,
+            buffer: vec![0; AT_ONCE],
+            file: None,
+            memory: None,
+            returned: Vec::new(),
+        };
+        Ok((stream, exchange))
     }
 
     /// Returns what a message is on the wire.
@@ -86,10 +106,23 @@ impl Exchange {
         Ok(bytes)
     }
 
-    /// Returns where to append what comes next, and how much of it there may be at most.
-    pub(crate) fn room(&mut self) -> (&mut Vec<u8>, usize) {
+    /// Receives what has come on `stream`.
+    pub(crate) fn receive(&mut self, stream: BorrowedFd<'_>) -> io::Result<()> {
+        let (room, most) = self.received.room();
+        let most = most.min(self.buffer.len());
+        let (length, file) = net::receive_with(stream, &mut self.buffer[..most])?;
+        if length == 0 {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
+        room.extend_from_slice(&self.buffer[..length]);
         self.unheard_since = None;
-        self.received.room()
+        self.file = file.or(self.file.take());
+        Ok(())
+    }
+
+    /// Returns what is to be sent as soon as it can be: slots go back. There is always room for it.
+    pub(crate) fn take_returned(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.returned)
     }
 
     /// How long the first sign of life may still take; `None` if there was one.
@@ -102,6 +135,17 @@ impl Exchange {
         loop {
             return match self.received.from_session().map_err(io::Error::other)? {
                 Some(FromSession::Here) => continue,
+                Some(FromSession::Memory(count, size)) => {
+                    let file = self.file.take().ok_or_else(|| io::Error::other(NoFrame))?;
+                    self.memory = Some(View::of(file, count, size as usize)?);
+                    continue;
+                }
+                Some(FromSession::Lent(index, length)) => {
+                    let memory = self.memory.as_ref();
+                    let text = memory.and_then(|memory| memory.copy(index, length as usize));
+                    self.returned.extend(ToSession::Returned(index).encode());
+                    text.map(|text| Some(Heard::Text(text))).ok_or_else(|| io::Error::other(NoFrame).into())
+                }
                 Some(FromSession::Text(text)) => Ok(Some(Heard::Text(text))),
                 Some(FromSession::Over(reply)) => Ok(Some(Heard::Over(reply))),
                 Some(FromSession::Refused(refusal)) => Err(TalkError::Refused(refusal)),
@@ -128,22 +172,18 @@ impl TalkError {
     }
 }
 
-/// As much is received at once.
-const AT_ONCE: usize = 64 * 1024;
-
 /// A connection.
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
     exchange: Exchange,
-    buffer: Vec<u8>,
 }
 
 impl Connection {
     /// Opens one to `run`.
     pub fn open(run: &SeenRun) -> Result<Connection, TalkError> {
         let (stream, exchange) = Exchange::open(run)?;
-        Ok(Connection { stream, exchange, buffer: vec![0; AT_ONCE] })
+        Ok(Connection { stream, exchange })
     }
 
     /// Sends a message; [`Connection::take`] gives what has come of it.
@@ -159,7 +199,9 @@ impl Connection {
 
     /// Takes what has been received of the reply; `None` if that is nothing whole.
     pub fn take(&mut self) -> Result<Option<Heard>, TalkError> {
-        self.exchange.take()
+        let heard = self.exchange.take()?;
+        unless_closed(self.stream.write_all(&self.exchange.take_returned()))?;
+        Ok(heard)
     }
 
     /// Waits until something has come, or one of `others` can be read, and receives what has come.
@@ -169,23 +211,9 @@ impl Connection {
         let watched: Vec<_> = [&[own], others].concat().into_iter().map(|fd| (fd, true)).collect();
         let ready = waits::any(&watched, patience)?;
         match ready[0] {
-            true => self.receive(),
+            true => self.exchange.receive(own).map_err(TalkError::of_receiving),
             false if patience.is_some() && !ready.contains(&true) => Err(TalkError::unanswered()),
             false => Ok(()),
-        }
-    }
-
-    fn receive(&mut self) -> Result<(), TalkError> {
-        let (room, most) = self.exchange.room();
-        let most = most.min(self.buffer.len());
-        match self.stream.read(&mut self.buffer[..most]) {
-            Ok(0) => Err(TalkError::Lost),
-            Ok(length) => {
-                room.extend_from_slice(&self.buffer[..length]);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(TalkError::of_receiving(error)),
         }
     }
 }

@@ -10,6 +10,7 @@ mod lookout;
 pub mod machine;
 mod meter;
 mod outputs;
+mod passing;
 mod probe;
 mod relay;
 mod requests;

@@ -2,18 +2,16 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::unix::WriteHalf;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::talker::{self, Client, Door, Job, Part};
-use crate::control::frames::{FromSession, Head, Received, Refusal, RefusedFor, ToSession};
+use super::passing;
+use super::talker::Door;
+use crate::control::frames::{FromSession, Received, Refusal, RefusedFor};
 use crate::control::{Answer, LONGEST_LINE, Request, decode, encode};
 use crate::sys::{net, process};
 
@@ -24,10 +22,6 @@ pub(super) type Asked = (Request, oneshot::Sender<Answer>);
 const AT_ONCE: usize = 64;
 /// Whoever connects and says nothing is let go.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Whoever hears nothing for longer takes the session for dead.
-const SAYS_SO_AFTER: Duration = Duration::from_secs(1);
-/// What is more than this is not gathered.
-const LARGE: usize = 256 * 1024;
 /// As many talk at once, beside those who ask.
 const TALK_AT_ONCE: usize = 256;
 
@@ -46,7 +40,7 @@ pub(super) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>, do
                     drop(place);
                     if let (Ok(Ok(Some(talker))), Some(door)) = (answered, door) {
                         // Its end is the connection's; there is nobody to tell.
-                        let _ = talk(talker.stream, talker.received, &door).await;
+                        let _ = passing::talk(talker.stream, talker.received, &door).await;
                     }
                 });
             }
@@ -110,139 +104,4 @@ async fn pass_on(request: Request, asked: &mpsc::Sender<Asked>) -> Answer {
         return gone();
     }
     answer.await.unwrap_or_else(|_| gone())
-}
-
-/// Passes messages of one connection on, and their replies back.
-async fn talk(mut stream: UnixStream, mut received: Received, door: &Door) -> std::io::Result<()> {
-    loop {
-        match receive(&mut stream, &mut received).await? {
-            None => return Ok(()),
-            // Between two messages there is nothing to interrupt.
-            Some(ToSession::Interrupt) => {}
-            Some(ToSession::Send(head, text)) => {
-                let passing = Arc::downgrade(&door.passing);
-                let (client, parts, last) = Client::new();
-                let job = job(head, text, client, door);
-                let id = job.id;
-                let asked = door.asked.send(talker::Asked::Job(job)).await;
-                let reply = Reply { id, parts, last };
-                if asked.is_err() || !pass_back(&mut stream, &mut received, reply, door).await? {
-                    return Ok(());
-                }
-                drop(passing);
-            }
-        }
-    }
-}
-
-fn job(head: Head, text: String, client: Client, door: &Door) -> Job {
-    // More than that is for ever, and cannot be added to an instant.
-    const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-    let timeout = head.timeout_s.and_then(|span| Duration::try_from_secs_f64(span).ok());
-    Job {
-        id: door.count.fetch_add(1, Ordering::Relaxed),
-        text,
-        stream: head.stream,
-        wait: head.wait,
-        timeout: timeout.map(|span| span.min(LONGEST)),
-        client,
-    }
-}
-
-/// What comes of one message.
-struct Reply {
-    id: u64,
-    parts: mpsc::Receiver<Part>,
-    last: oneshot::Receiver<FromSession>,
-}
-
-/// Passes one reply back; returns whether the client is still there. What it says meanwhile is an interrupt, or
-/// nothing.
-async fn pass_back(
-    stream: &mut UnixStream,
-    received: &mut Received,
-    mut reply: Reply,
-    door: &Door,
-) -> std::io::Result<bool> {
-    let (mut reads, mut writes) = stream.split();
-    let passes = async {
-        // Small things go together: a short reply is one packet.
-        let mut small = Vec::new();
-        let mut part = match timeout(SAYS_SO_AFTER, reply.parts.recv()).await {
-            Ok(part) => part,
-            Err(_) => {
-                small.extend(FromSession::Here.encode());
-                next(&mut reply.parts, &mut writes, &mut small).await?
-            }
-        };
-        while let Some(this) = part {
-            match this {
-                Part::Text(text) => small.extend(FromSession::Text(text).encode()),
-                Part::Chunk(buffer, length) => {
-                    small.extend(FromSession::text_header(length));
-                    writes.write_all(&small).await?;
-                    small.clear();
-                    writes.write_all(&buffer[..length]).await?;
-                    // Without a talker nobody wants it.
-                    let _ = door.give_back.send(buffer);
-                }
-            }
-            part = next(&mut reply.parts, &mut writes, &mut small).await?;
-        }
-        let Ok(word) = reply.last.await else { return Ok(false) };
-        small.extend(word.encode());
-        writes.write_all(&small).await.map(|()| true)
-    };
-    let listens = async {
-        loop {
-            match receive(&mut reads, received).await? {
-                Some(ToSession::Interrupt) => {
-                    let _ = door.asked.send(talker::Asked::Interrupt(Some(reply.id))).await;
-                }
-                // The next message comes after the reply.
-                Some(ToSession::Send(..)) | None => return Ok(false),
-            }
-        }
-    };
-    tokio::select! {
-        biased;
-        gone = listens => gone,
-        passed = passes => passed,
-    }
-}
-
-/// Returns the next part; before it is waited for, what has been gathered is sent.
-async fn next(
-    parts: &mut mpsc::Receiver<Part>,
-    to: &mut WriteHalf<'_>,
-    gathered: &mut Vec<u8>,
-) -> std::io::Result<Option<Part>> {
-    match parts.try_recv() {
-        Ok(part) if gathered.len() < LARGE => return Ok(Some(part)),
-        Err(TryRecvError::Disconnected) => return Ok(None),
-        found => {
-            to.write_all(gathered).await?;
-            gathered.clear();
-            if let Ok(part) = found {
-                return Ok(Some(part));
-            }
-        }
-    }
-    Ok(parts.recv().await)
-}
-
-/// Receives the next frame; `None` at the end. May be dropped while it waits, nothing is lost.
-async fn receive(
-    stream: &mut (impl AsyncRead + Unpin),
-    received: &mut Received,
-) -> std::io::Result<Option<ToSession>> {
-    loop {
-        if let Some(frame) = received.to_session().map_err(std::io::Error::other)? {
-            return Ok(Some(frame));
-        }
-        let (room, most) = received.room();
-        if (&mut *stream).take(most as u64).read_buf(room).await? == 0 {
-            return Ok(None);
-        }
-    }
 }

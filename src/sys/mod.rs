@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod net;
 pub mod process;
 pub mod readiness;
+pub mod shared;
 pub mod signal;
 pub mod sockets;
 pub mod spawn;

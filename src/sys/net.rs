@@ -2,15 +2,17 @@
 //! peer's user checked (`unix(7)`).
 
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
+use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    self, AddressFamily, MsgFlags, SockFlag, SockType, getsockopt, socketpair, sockopt::PeerCredentials,
+    self, AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt,
+    recvmsg, sendmsg, socketpair, sockopt::PeerCredentials,
 };
 
 /// `sun_path` has 108 bytes; this name for the directory is always short (`proc_pid_fd(5)`).
@@ -35,6 +37,34 @@ pub fn connect_in(directory: &File, name: &str) -> io::Result<UnixStream> {
 /// Returns the user id of the process at the other end, as it was when it connected.
 pub fn peer_uid(stream: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(getsockopt(&stream, PeerCredentials)?.uid())
+}
+
+/// Sends `bytes` with a descriptor that goes along with the first of them (`SCM_RIGHTS`, unix(7)); returns how many of them
+/// were taken.
+pub fn send_with(stream: BorrowedFd<'_>, bytes: &[u8], file: BorrowedFd<'_>) -> io::Result<usize> {
+    let files = [file.as_raw_fd()];
+    let along = [ControlMessage::ScmRights(&files)];
+    let sent =
+        sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &along, MsgFlags::MSG_NOSIGNAL, None);
+    Ok(sent?)
+}
+
+/// Receives what has come, and the descriptor that has come along; returns how many bytes.
+pub fn receive_with(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = cmsg_space!([RawFd; 1]);
+    let mut pieces = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let got = recvmsg::<()>(stream.as_raw_fd(), &mut pieces, Some(&mut space), flags)?;
+    let mut file = None;
+    for along in got.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(files) = along {
+            for number in files {
+                // SAFETY: the kernel has just made it for us, and nobody else knows of it.
+                file = Some(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+    }
+    Ok((got.bytes, file))
 }
 
 /// One end of a channel that keeps messages apart and tells when the other end has died

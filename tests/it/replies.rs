@@ -50,6 +50,32 @@ fn a_slow_reader_gets_all_of_a_reply_and_how_the_session_ended() {
 }
 
 #[test]
+fn large_replies_come_as_they_were_said() {
+    let agents = Agents::new();
+    agents.start(&["bash"]);
+    // One after the other in the same memory, with readers at once and one that is late.
+    for first in [1_u32, 2_000_000, 3_000_000] {
+        let last = first + 700_000;
+        let numbers: String = (first..=last).map(|number| format!("{number}\n")).collect();
+        std::fs::write(agents.0.path("numbers"), numbers).unwrap();
+        let mut command = agents.command(&["session", "send", "bash", "cat ../numbers"]);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut stdout, mut text) = (child.stdout.take().unwrap(), Vec::new());
+        for _ in 0..10 {
+            // Meanwhile the session would say all the rest, if it did not wait for us.
+            (&mut stdout).take(64 << 10).read_to_end(&mut text).unwrap();
+            agents.until_busy("bash");
+        }
+        stdout.read_to_end(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let mut lines = text.lines().zip(first..).enumerate();
+        let wrong = lines.find(|(_, (line, number))| line.parse::<u32>() != Ok(*number));
+        assert_eq!((wrong, text.lines().count()), (None, 700_001), "{first}");
+    }
+}
+
+#[test]
 fn a_reader_that_goes_ends_the_wait() {
     let agents = Agents::new();
     agents.start(&["bash"]);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::buffers::Buffer;
 use crate::control::frames::{FromSession, Refusal, RefusedFor};
 
 /// A part of a reply's text.
@@ -13,8 +14,8 @@ use crate::control::frames::{FromSession, Refusal, RefusedFor};
 pub(in crate::supervisor) enum Part {
     /// All of it.
     Text(Vec<u8>),
-    /// So many bytes at the beginning of a buffer, which is wanted back.
-    Chunk(Vec<u8>, usize),
+    /// So many bytes at the beginning of a buffer.
+    Chunk(Buffer, usize),
 }
 
 impl Part {

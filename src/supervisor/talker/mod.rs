@@ -4,6 +4,7 @@
 //! A task of its own beside the driver. It waits for one thing never: whatever can happen next is waited for at once. A
 //! program whose client reads slowly is slowed down with it, but not for ever.
 
+mod buffers;
 mod client;
 
 use std::collections::VecDeque;
@@ -18,7 +19,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::relay::CommandEnds;
+pub(super) use buffers::{Buffer, CHUNK, SLOTS};
 pub(super) use client::{Client, Job, Part};
+
+use buffers::Buffers;
 
 use crate::control::frames::{FromSession, RefusedFor, Reply};
 use crate::output;
@@ -88,8 +92,6 @@ pub(super) struct Door {
     pub(super) asked: mpsc::Sender<Asked>,
     /// Whoever still passes a reply on has a weak one of it.
     pub(super) passing: Arc<()>,
-    /// Where buffers go that are not needed any more.
-    pub(super) give_back: mpsc::UnboundedSender<Vec<u8>>,
     /// The number of the last message.
     pub(super) count: Arc<AtomicU64>,
 }
@@ -134,9 +136,8 @@ pub(super) struct Talker {
     asked: mpsc::Receiver<Asked>,
     ended: watch::Receiver<Option<String>>,
     log: Option<output::Writer>,
-    buffer: Vec<u8>,
-    /// Buffers that clients have given back.
-    spare: mpsc::UnboundedReceiver<Vec<u8>>,
+    buffer: Buffer,
+    buffers: Buffers,
     /// What was done since others had their turn.
     spent: usize,
     /// The session has ended.
@@ -148,8 +149,6 @@ const MOST_SPENT: usize = 16;
 
 /// What is less is copied.
 const WORTH_HANDING_ON: usize = 32 * 1024;
-/// As much is read at once.
-const CHUNK: usize = 256 * 1024;
 /// Of stderr so much is kept for the reply.
 const STDERR_KEPT: usize = 64 * 1024;
 /// The protocol's own interrupt has so long to help.
@@ -176,7 +175,7 @@ impl Talker {
         ended: watch::Receiver<Option<String>>,
     ) -> io::Result<(Talker, Door)> {
         let (ask, asked) = mpsc::channel(16);
-        let (give_back, spare) = mpsc::unbounded_channel();
+        let (buffers, buffer) = Buffers::new();
         let talker = Talker {
             talk: protocol::talk(
                 &conversation.protocol,
@@ -200,12 +199,12 @@ impl Talker {
             asked,
             ended,
             log,
-            buffer: vec![0; CHUNK],
-            spare,
+            buffer,
+            buffers,
             spent: 0,
             leaves: false,
         };
-        Ok((talker, Door { asked: ask, passing: Arc::new(()), give_back, count: Arc::default() }))
+        Ok((talker, Door { asked: ask, passing: Arc::new(()), count: Arc::default() }))
     }
 
     /// Talks until the session has ended.
@@ -380,8 +379,7 @@ impl Talker {
                 self.log_stdout(length);
                 self.spent += if length >= WORTH_HANDING_ON { MOST_SPENT } else { 0 };
                 if length >= WORTH_HANDING_ON && self.talk.is_text(&self.buffer[..length]) {
-                    let next = self.spare.try_recv().unwrap_or_else(|_| vec![0; CHUNK]);
-                    let full = std::mem::replace(&mut self.buffer, next);
+                    let full = std::mem::replace(&mut self.buffer, self.buffers.take());
                     return self.pass_on(Part::Chunk(full, length));
                 }
                 let mut out = Out::default();

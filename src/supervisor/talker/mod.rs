@@ -6,11 +6,13 @@
 
 mod buffers;
 mod client;
+mod program;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -18,18 +20,17 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::relay::CommandEnds;
 pub(super) use buffers::{Buffer, CHUNK, SLOTS};
 pub(super) use client::{Client, Job, Part};
+pub(super) use program::Pipes;
 
-use buffers::Buffers;
+use program::{Program, READS_AT_ONCE};
 
 use crate::control::frames::{FromSession, RefusedFor, Reply};
 use crate::output;
 use crate::protocol::{self, CompleteBy, Done, Message, Out, Talk};
 use crate::run::Conversation;
-use crate::sys::readiness::End;
-use crate::sys::{files, tty};
+use crate::sys::files;
 
 /// What is asked of the talker.
 #[derive(Debug)]
@@ -53,36 +54,6 @@ pub(super) enum Word {
     Abandoned,
     /// As the key would.
     CtrlC,
-}
-
-/// The ends of the pipes that are ours.
-#[derive(Debug)]
-pub(super) struct Pipes {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    /// With a terminal, it is stdout.
-    stderr: Option<OwnedFd>,
-}
-
-impl Pipes {
-    /// Makes a terminal, and the ends of it that are the command's.
-    pub(super) fn of_terminal() -> io::Result<(Pipes, CommandEnds)> {
-        let (ours, theirs) = tty::for_program()?;
-        let pipes = Pipes { stdin: ours.try_clone()?, stdout: ours, stderr: None };
-        let (stdin, stdout) = (Some(theirs.try_clone()?), theirs.try_clone()?);
-        Ok((pipes, CommandEnds { stdin, stdout, stderr: theirs }))
-    }
-
-    /// Makes them, and those of the command.
-    pub(super) fn new() -> io::Result<(Pipes, CommandEnds)> {
-        let (stdin, ours_in) = io::pipe()?;
-        let (ours_out, stdout) = io::pipe()?;
-        let (ours_err, stderr) = io::pipe()?;
-        files::enlarge_pipe(&ours_out);
-        let pipes = Pipes { stdin: ours_in.into(), stdout: ours_out.into(), stderr: Some(ours_err.into()) };
-        let ends = CommandEnds { stdin: Some(stdin.into()), stdout: stdout.into(), stderr: stderr.into() };
-        Ok((pipes, ends))
-    }
 }
 
 /// How to reach the talker.
@@ -118,26 +89,18 @@ struct Current {
 /// The talker.
 pub(super) struct Talker {
     talk: Box<dyn Talk>,
-    stdin: Option<End>,
-    stdout: Option<End>,
-    stderr: Option<End>,
+    program: Program,
     /// Its stdin is a terminal.
     has_terminal: bool,
-    outgoing: Vec<u8>,
-    written: usize,
     queue: VecDeque<(Job, Instant)>,
     current: Option<Current>,
     broken: Option<String>,
-    /// When a closed stdout or stdin counts: it may just be dying.
-    closed: Option<(Instant, &'static str)>,
     last_output: Instant,
     was_open: bool,
     tell: mpsc::UnboundedSender<Word>,
     asked: mpsc::Receiver<Asked>,
     ended: watch::Receiver<Option<String>>,
     log: Option<output::Writer>,
-    buffer: Buffer,
-    buffers: Buffers,
     /// What was done since others had their turn.
     spent: usize,
     /// The session has ended.
@@ -153,12 +116,6 @@ const WORTH_HANDING_ON: usize = 32 * 1024;
 const STDERR_KEPT: usize = 64 * 1024;
 /// The protocol's own interrupt has so long to help.
 const INTERRUPT_PATIENCE: Duration = Duration::from_secs(3);
-/// Whoever closes its descriptors mostly dies next, and that is the better news.
-const DYING: Duration = Duration::from_millis(500);
-/// A program that reads nothing is told no more, in bytes.
-const MOST_OUTGOING: usize = 256 << 20;
-/// So often at once stderr is read, before something else has its turn.
-const READS_AT_ONCE: usize = 4;
 /// As long as a wait can be, in practice.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// So many messages wait for their turn.
@@ -175,7 +132,6 @@ impl Talker {
         ended: watch::Receiver<Option<String>>,
     ) -> io::Result<(Talker, Door)> {
         let (ask, asked) = mpsc::channel(16);
-        let (buffers, buffer) = Buffers::new();
         let talker = Talker {
             talk: protocol::talk(
                 &conversation.protocol,
@@ -184,23 +140,16 @@ impl Talker {
                 conversation.terminal,
             ),
             has_terminal: conversation.terminal,
-            stdin: Some(End::of(pipes.stdin)?),
-            stdout: Some(End::of(pipes.stdout)?),
-            stderr: pipes.stderr.map(End::of).transpose()?,
-            outgoing: Vec::new(),
-            written: 0,
+            program: Program::new(pipes)?,
             queue: VecDeque::new(),
             current: None,
             broken: None,
-            closed: None,
             last_output: Instant::now(),
             was_open: false,
             tell,
             asked,
             ended,
             log,
-            buffer,
-            buffers,
             spent: 0,
             leaves: false,
         };
@@ -230,14 +179,14 @@ impl Talker {
                 biased;
                 _ = self.ended.changed() => break,
                 Some(asked) = self.asked.recv() => self.hear(asked),
-                ready = writable(self.stdin.as_ref(), self.written < self.outgoing.len()) => match ready {
-                    Ok(()) => self.write(),
-                    Err(_) => self.lose_stdin(),
+                ready = self.program.listens() => match ready {
+                    Ok(()) => self.program.write(),
+                    Err(_) => self.program.lose_stdin(),
                 },
                 there = taken(client.filter(|_| is_behind)) => self.taken(there),
                 // The program is slowed down with its reader.
-                _ = readable(self.stdout.as_ref().filter(|_| !is_behind)) => self.listen(),
-                _ = readable(self.stderr.as_ref()) => self.listen_to_stderr(),
+                () = self.program.speaks(!is_behind) => self.listen(),
+                () = self.program.complains() => self.listen_to_stderr(),
                 () = until(wake) => {}
             }
         }
@@ -251,8 +200,7 @@ impl Talker {
         });
         let waiting = self.queue.iter().filter_map(|(job, since)| Some(*since + job.timeout?));
         let pause = self.talk.pause().map(|pause| self.last_output + pause.min(FOR_EVER));
-        let closed = self.closed.as_ref().map(|(at, _)| *at);
-        current.flatten().chain(waiting).chain(pause).chain(closed).min()
+        current.flatten().chain(waiting).chain(pause).chain(self.program.closed_at()).min()
     }
 
     fn tick(&mut self) {
@@ -274,7 +222,7 @@ impl Talker {
         if self.current.as_ref().is_some_and(|it| it.ctrl_c_at.is_some_and(|at| at <= now)) {
             self.ctrl_c();
         }
-        if let Some((_, what)) = self.closed.take_if(|(at, _)| *at <= now) {
+        if let Some(what) = self.program.take_closed(now) {
             self.break_off(format!("the program has closed its {what}"));
         }
         if self.talk.pause().is_some_and(|pause| self.last_output + pause.min(FOR_EVER) <= now) {
@@ -350,7 +298,7 @@ impl Talker {
         let mut out = Out::default();
         for _ in 0..READS_AT_ONCE {
             let Some(length) = self.read_some() else { break };
-            self.talk.take(&self.buffer[..length], &mut out);
+            self.talk.take(self.program.heard(length), &mut out);
             out.text.clear();
         }
         self.listen_to_stderr();
@@ -359,86 +307,49 @@ impl Talker {
 
     /// Reads what there is, without waiting.
     fn read_some(&mut self) -> Option<usize> {
-        let length = self.stdout.as_ref()?.read_untold(&mut self.buffer).ok()?;
+        let length = self.program.hear_untold()?;
         self.log_stdout(length);
-        (length > 0).then_some(length)
+        Some(length)
     }
 
     /// What it says before it takes messages is no reply; perhaps it is why it takes none.
     fn log_stdout(&mut self, length: usize) {
         if let Some(log) = self.log.as_mut().filter(|_| !self.was_open) {
-            log.write(output::Stream::Stdout, &self.buffer[..length]);
+            log.write(output::Stream::Stdout, self.program.heard(length));
         }
     }
 
     fn listen(&mut self) {
-        let Some(stdout) = &self.stdout else { return };
-        match stdout.read(&mut self.buffer) {
-            Ok(length) if length > 0 => {
-                self.last_output = Instant::now();
-                self.log_stdout(length);
-                self.spent += if length >= WORTH_HANDING_ON { MOST_SPENT } else { 0 };
-                if length >= WORTH_HANDING_ON && self.talk.is_text(&self.buffer[..length]) {
-                    let full = std::mem::replace(&mut self.buffer, self.buffers.take());
-                    return self.pass_on(Part::Chunk(full, length));
-                }
-                let mut out = Out::default();
-                self.talk.take(&self.buffer[..length], &mut out);
-                self.follow(out);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Of a terminal, EIO is the end.
-            _ => {
-                self.stdout = None;
-                self.closed.get_or_insert((Instant::now() + DYING, "stdout"));
-            }
+        let Some(length) = self.program.hear() else { return };
+        self.last_output = Instant::now();
+        self.log_stdout(length);
+        self.spent += if length >= WORTH_HANDING_ON { MOST_SPENT } else { 0 };
+        if length >= WORTH_HANDING_ON && self.talk.is_text(self.program.heard(length)) {
+            let full = self.program.hand_over();
+            return self.pass_on(Part::Chunk(full, length));
         }
+        let mut out = Out::default();
+        self.talk.take(self.program.heard(length), &mut out);
+        self.follow(out);
     }
 
     fn listen_to_stderr(&mut self) {
         self.spent += MOST_SPENT / 4;
-        let mut buffer = [0; 16 * 1024];
-        for _ in 0..READS_AT_ONCE {
-            let Some(stderr) = &self.stderr else { return };
-            let read = if self.leaves { stderr.read_untold(&mut buffer) } else { stderr.read(&mut buffer) };
-            match read {
-                Ok(length) if length > 0 => {
-                    self.log.iter_mut().for_each(|log| log.write(output::Stream::Stderr, &buffer[..length]));
-                    let Some(current) = &mut self.current else { continue };
-                    current.stderr.extend(&buffer[..length]);
-                    let more = current.stderr.len().saturating_sub(STDERR_KEPT);
-                    current.stderr.drain(..more);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                _ => self.stderr = None,
-            }
-        }
+        let Talker { program, log, current, .. } = self;
+        program.hear_stderr(self.leaves, |bytes| {
+            log.iter_mut().for_each(|log| log.write(output::Stream::Stderr, bytes));
+            let Some(current) = current else { return };
+            current.stderr.extend(bytes);
+            let more = current.stderr.len().saturating_sub(STDERR_KEPT);
+            current.stderr.drain(..more);
+        });
     }
 
     /// Says `bytes` to the program, as soon as it reads.
     fn say(&mut self, bytes: &mut Vec<u8>) {
-        if self.outgoing.len() + bytes.len() > MOST_OUTGOING {
-            return self.break_off("the program does not read what it is told".to_owned());
+        if self.program.say(bytes).is_err() {
+            self.break_off("the program does not read what it is told".to_owned());
         }
-        self.outgoing.append(bytes);
-        self.write();
-    }
-
-    fn write(&mut self) {
-        while let Some(stdin) = self.stdin.as_ref().filter(|_| self.written < self.outgoing.len()) {
-            match stdin.write(&self.outgoing[self.written..]) {
-                Ok(length) => self.written += length,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.lose_stdin(),
-            }
-        }
-        self.outgoing.clear();
-        self.written = 0;
-    }
-
-    fn lose_stdin(&mut self) {
-        self.stdin = None;
-        self.closed.get_or_insert((Instant::now() + DYING, "stdin"));
     }
 
     /// Does what follows from something that the program has said.
@@ -575,10 +486,9 @@ impl Talker {
         }
         if self.has_terminal {
             // Whoever reads keys itself gets it as one; what it has not read yet must not come first.
-            self.outgoing.clear();
-            self.written = 0;
+            self.program.forget_outgoing();
             self.say(&mut vec![KEY]);
-            if self.outgoing.is_empty() {
+            if self.program.has_heard_all() {
                 return;
             }
             // A terminal that is full takes no keys.
@@ -597,7 +507,7 @@ impl Talker {
         for (job, _) in self.queue.drain(..) {
             job.client.refuse(RefusedFor::Protocol, &why);
         }
-        (self.outgoing, self.written) = (Vec::new(), 0);
+        self.program.forget_outgoing();
         let _ = self.tell.send(Word::Broken(why.clone()));
         self.broken = Some(why);
     }
@@ -612,7 +522,7 @@ impl Talker {
         for _ in 0..MOST_READS {
             let Some(length) = self.read_some() else { break };
             let mut out = Out::default();
-            self.talk.take(&self.buffer[..length], &mut out);
+            self.talk.take(self.program.heard(length), &mut out);
             if !out.text.is_empty() {
                 self.pass_on(Part::Text(out.text));
             }
@@ -675,20 +585,6 @@ fn reply_of(current: &Current, by: Option<CompleteBy>) -> Reply {
 async fn taken(client: Option<&mut Client>) -> bool {
     match client {
         Some(client) => client.take().await,
-        None => pending().await,
-    }
-}
-
-async fn readable(pipe: Option<&End>) -> io::Result<()> {
-    match pipe {
-        Some(pipe) => pipe.readable().await,
-        None => pending().await,
-    }
-}
-
-async fn writable(pipe: Option<&End>, wanted: bool) -> io::Result<()> {
-    match pipe.filter(|_| wanted) {
-        Some(pipe) => pipe.writable().await,
         None => pending().await,
     }
 }

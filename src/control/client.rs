@@ -51,10 +51,11 @@ pub fn ask(directory: &File, request: Request) -> Result<Answer, ControlError> {
     }
 }
 
-/// Connects to the supervisor of the run in `directory`, to talk with its session: what is returned goes before the
-/// first frame.
-pub fn connect_to_talk(directory: &File) -> Result<(UnixStream, Vec<u8>), ControlError> {
-    Ok((connect(directory)?, encode(Request::Talk)))
+/// Asks to talk with the session of the run in `directory`: frames follow, also in answer.
+pub fn connect_to_talk(directory: &File) -> Result<UnixStream, ControlError> {
+    let mut stream = connect(directory)?;
+    stream.write_all(&encode(Request::Talk))?;
+    Ok(stream)
 }
 
 fn connect(directory: &File) -> Result<UnixStream, ControlError> {

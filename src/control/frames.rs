@@ -76,6 +76,8 @@ pub enum ToSession {
     Send(Head, String),
     /// The end of the reply is wanted.
     Interrupt,
+    /// It reads the session's memory: slots may be lent.
+    Mapped,
     /// The slot of this number has been read.
     Returned(u32),
 }
@@ -122,6 +124,7 @@ impl ToSession {
                 frame(b'S', &[&(head.len() as u32).to_le_bytes(), &head, text.as_bytes()])
             }
             ToSession::Interrupt => frame(b'I', &[]),
+            ToSession::Mapped => frame(b'M', &[]),
             ToSession::Returned(index) => frame(b'B', &[&index.to_le_bytes()]),
         }
     }
@@ -135,6 +138,7 @@ impl ToSession {
                 Some(ToSession::Send(serde_json::from_slice(head).ok()?, text))
             }
             b'I' => Some(ToSession::Interrupt),
+            b'M' => Some(ToSession::Mapped),
             b'B' => Some(ToSession::Returned(u32::from_le_bytes(body.try_into().ok()?))),
             _ => None,
         }
@@ -271,6 +275,7 @@ mod tests {
             ToSession::Send(head.clone(), "hällo\n".into()),
             ToSession::Send(head, long),
             ToSession::Interrupt,
+            ToSession::Mapped,
             ToSession::Returned(7),
         ];
         let bytes: Vec<u8> = sent.iter().flat_map(ToSession::encode).collect();

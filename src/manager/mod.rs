@@ -147,13 +147,9 @@ impl Manager {
     pub async fn spawn(&self, spec: SessionSpec) -> Result<RunId, ManagerError> {
         let config = self.config.clone();
         let (give, given) = oneshot::channel();
-        drop(spawn_blocking(move || {
-            // Nobody knows of a session whose start was given up.
-            if let Err(Ok(id)) = give.send(launch(&config, &spec)) {
-                ask_to_end(&id);
-            }
-        }));
-        let id = given.await.unwrap_or_else(|_| Err(task_lost()))?;
+        // Whoever has given up the start takes nothing, and what was started ends.
+        drop(spawn_blocking(move || drop(give.send(launch(&config, &spec)))));
+        let id = given.await.unwrap_or_else(|_| Err(task_lost()))?.keep();
         self.sessions().entry(id.clone()).or_insert_with(|| Arc::new(Session { link: Mutex::new(None) }));
         Ok(id)
     }
@@ -299,6 +295,28 @@ impl Drop for Manager {
     }
 }
 
+/// A session that was started, and ends if nobody keeps it.
+struct Started {
+    id: RunId,
+    /// It was there before, and is perhaps somebody's.
+    kept: bool,
+}
+
+impl Started {
+    fn keep(mut self) -> RunId {
+        self.kept = true;
+        self.id.clone()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if !self.kept {
+            ask_to_end(&self.id);
+        }
+    }
+}
+
 /// Who cannot be asked ends with this process.
 fn ask_to_end(id: &RunId) {
     if let Ok(run) = living(id) {
@@ -337,14 +355,14 @@ fn end(id: &RunId, grace: Option<Duration>) -> Result<(), ManagerError> {
 }
 
 /// Starts a session by the binary, and reads what that answers.
-fn launch(config: &ManagerConfig, spec: &SessionSpec) -> Result<RunId, ManagerError> {
+fn launch(config: &ManagerConfig, spec: &SessionSpec) -> Result<Started, ManagerError> {
     let binary = client::binary().map_err(|error| ManagerError::Spawn(error.to_string()))?;
     let mut command = Command::new(binary);
     command.args(words(config, spec)).stdin(Stdio::null());
     let output = command.output().map_err(|error| ManagerError::Spawn(error.to_string()))?;
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if let Some(id) = answer["run"]["id"].as_str().and_then(RunId::parse) {
-        return Ok(id);
+        return Ok(Started { id, kept: answer["run"]["reused"] == true });
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let message = answer["error"]["message"].as_str().map_or(said, str::to_owned);

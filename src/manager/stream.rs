@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{ManagerError, Session};
+use crate::control::client::ANSWER_WITHIN;
 use crate::control::frames::Reply;
 use crate::protocol::CompleteBy;
 use crate::session::connection::{Exchange, Heard, Sending, TalkError, unless_closed};
@@ -34,31 +35,54 @@ impl Link {
 
     async fn send(&mut self, text: &str, sending: Sending) -> Result<(), TalkError> {
         let bytes = self.exchange.message(text, sending)?;
-        Ok(unless_closed(self.stream.write_all(&bytes).await)?)
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let written = timeout(ANSWER_WITHIN, self.stream.write(rest)).await;
+            match written.map_err(|_| TalkError::unanswered())? {
+                Ok(length) => rest = &rest[length..],
+                Err(error) => {
+                    unless_closed(Err(error))?;
+                    break;
+                }
+            }
+        }
+        self.exchange.sent();
+        Ok(())
     }
 
     async fn next(&mut self) -> Result<Heard, TalkError> {
         loop {
             let heard = self.exchange.take()?;
-            let returned = self.exchange.take_returned();
-            if !returned.is_empty() {
-                // Of so little a part is never taken, and what has become of the other end reading tells.
-                let _ = self.stream.try_write(&returned);
-            }
+            self.reply();
             if let Some(heard) = heard {
                 return Ok(heard);
             }
+            let writes = !self.exchange.replies().is_empty();
+            let wanted = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             match self.exchange.patience() {
                 Some(patience) => {
-                    let there = timeout(patience, self.stream.readable()).await;
+                    let there = timeout(patience, self.stream.ready(wanted)).await;
                     there.map_err(|_| TalkError::unanswered())??;
                 }
-                None => self.stream.readable().await?,
+                None => drop(self.stream.ready(wanted).await?),
             }
             let Link { stream, exchange } = self;
             match stream.try_io(Interest::READABLE, || exchange.receive(stream.as_fd())) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => result.map_err(TalkError::of_receiving)?,
+                result => result.map_err(|error| self.exchange.failure(error))?,
+            }
+        }
+    }
+
+    /// Says what is to be said of the session's memory, as far as there is room.
+    fn reply(&mut self) {
+        let replies = self.exchange.replies();
+        while !replies.is_empty() {
+            match self.stream.try_write(replies) {
+                Ok(length) => drop(replies.drain(..length)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // What has become of the other end reading tells.
+                Err(_) => replies.clear(),
             }
         }
     }

@@ -62,8 +62,6 @@ const AT_ONCE: usize = 64 * 1024;
 /// The client's side of a connection without its I/O: what to send, and what has come of it.
 #[derive(Debug)]
 pub(crate) struct Exchange {
-    /// Goes before the first message.
-    greeting: Vec<u8>,
     received: Received,
     /// Since when nothing at all has been heard of a message.
     unheard_since: Option<Instant>,
@@ -72,22 +70,21 @@ pub(crate) struct Exchange {
     file: Option<OwnedFd>,
     /// What the session lends slots of.
     memory: Option<View>,
-    /// Slots that were read, as frames.
-    returned: Vec<u8>,
+    /// What is to be said of that memory.
+    replies: Vec<u8>,
 }
 
 impl Exchange {
-    /// Connects to `run`.
+    /// Connects to `run`, and asks to talk.
     pub(crate) fn open(run: &SeenRun) -> Result<(UnixStream, Exchange), TalkError> {
-        let (stream, greeting) = connect_to_talk(&run.directory)?;
+        let stream = connect_to_talk(&run.directory)?;
         let exchange = Exchange {
-            greeting,
             received: Received::default(),
             unheard_since: None,
             buffer: vec![0; AT_ONCE],
             file: None,
             memory: None,
-            returned: Vec::new(),
+            replies: Vec::new(),
         };
         Ok((stream, exchange))
     }
@@ -100,10 +97,12 @@ impl Exchange {
         }
         let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
         let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
+        Ok(ToSession::Send(head, text.to_owned()).encode())
+    }
+
+    /// The message is sent; from now on something is to be heard.
+    pub(crate) fn sent(&mut self) {
         self.unheard_since = Some(Instant::now());
-        let mut bytes = std::mem::take(&mut self.greeting);
-        bytes.extend(ToSession::Send(head, text.to_owned()).encode());
-        Ok(bytes)
     }
 
     /// Receives what has come on `stream`.
@@ -112,7 +111,7 @@ impl Exchange {
         let most = most.min(self.buffer.len());
         let (length, file) = net::receive_with(stream, &mut self.buffer[..most])?;
         if length == 0 {
-            return Err(io::ErrorKind::ConnectionReset.into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         room.extend_from_slice(&self.buffer[..length]);
         self.unheard_since = None;
@@ -120,9 +119,22 @@ impl Exchange {
         Ok(())
     }
 
-    /// Returns what is to be sent as soon as it can be: slots go back. There is always room for it.
-    pub(crate) fn take_returned(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.returned)
+    /// What is to be sent before anything is waited for. Whoever has sent some of it takes that out.
+    pub(crate) fn replies(&mut self) -> &mut Vec<u8> {
+        &mut self.replies
+    }
+
+    /// What a failed receiving means.
+    pub(crate) fn failure(&self, error: io::Error) -> TalkError {
+        match error.kind() {
+            // It closed the connection without a word.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset if self.unheard_since.is_some() => {
+                let message = "the session has just ended".to_owned();
+                TalkError::Refused(Refusal { kind: RefusedFor::Died, message })
+            }
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => TalkError::Lost,
+            _ => error.into(),
+        }
     }
 
     /// How long the first sign of life may still take; `None` if there was one.
@@ -136,14 +148,17 @@ impl Exchange {
             return match self.received.from_session().map_err(io::Error::other)? {
                 Some(FromSession::Here) => continue,
                 Some(FromSession::Memory(count, size)) => {
-                    let file = self.file.take().ok_or_else(|| io::Error::other(NoFrame))?;
-                    self.memory = Some(View::of(file, count, size as usize)?);
+                    // Without it the session goes on to send everything.
+                    self.memory = self.file.take().and_then(|file| View::of(file, count, size as usize).ok());
+                    if self.memory.is_some() {
+                        self.replies.extend(ToSession::Mapped.encode());
+                    }
                     continue;
                 }
                 Some(FromSession::Lent(index, length)) => {
                     let memory = self.memory.as_ref();
                     let text = memory.and_then(|memory| memory.copy(index, length as usize));
-                    self.returned.extend(ToSession::Returned(index).encode());
+                    self.replies.extend(ToSession::Returned(index).encode());
                     text.map(|text| Some(Heard::Text(text))).ok_or_else(|| io::Error::other(NoFrame).into())
                 }
                 Some(FromSession::Text(text)) => Ok(Some(Heard::Text(text))),
@@ -156,16 +171,15 @@ impl Exchange {
 }
 
 /// A sending of which reading tells what has become: the other end may say why it closed.
-pub(crate) fn unless_closed(sent: io::Result<()>) -> io::Result<()> {
-    sent.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
+pub(crate) fn unless_closed(sent: io::Result<()>) -> Result<(), TalkError> {
+    match sent.map_err(|error| (error.kind(), error)) {
+        Ok(()) | Err((io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, _)) => Ok(()),
+        Err((io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, _)) => Err(TalkError::unanswered()),
+        Err((_, error)) => Err(error.into()),
+    }
 }
 
 impl TalkError {
-    /// What a failed receiving means.
-    pub(crate) fn of_receiving(error: io::Error) -> TalkError {
-        if error.kind() == io::ErrorKind::ConnectionReset { TalkError::Lost } else { error.into() }
-    }
-
     /// Nothing has been heard for longer than a session that lives takes.
     pub(crate) fn unanswered() -> TalkError {
         ControlError::NoAnswer(io::ErrorKind::TimedOut.into()).into()
@@ -183,36 +197,39 @@ impl Connection {
     /// Opens one to `run`.
     pub fn open(run: &SeenRun) -> Result<Connection, TalkError> {
         let (stream, exchange) = Exchange::open(run)?;
+        stream.set_write_timeout(Some(ANSWER_WITHIN))?;
         Ok(Connection { stream, exchange })
     }
 
     /// Sends a message; [`Connection::take`] gives what has come of it.
     pub fn send(&mut self, text: &str, sending: Sending) -> Result<(), TalkError> {
         let bytes = self.exchange.message(text, sending)?;
-        Ok(unless_closed(self.stream.write_all(&bytes))?)
+        unless_closed(self.stream.write_all(&bytes))?;
+        self.exchange.sent();
+        Ok(())
     }
 
     /// Asks for the end of the reply.
     pub fn interrupt(&mut self) -> Result<(), TalkError> {
-        Ok(unless_closed(self.stream.write_all(&ToSession::Interrupt.encode()))?)
+        unless_closed(self.stream.write_all(&ToSession::Interrupt.encode()))
     }
 
     /// Takes what has been received of the reply; `None` if that is nothing whole.
     pub fn take(&mut self) -> Result<Option<Heard>, TalkError> {
         let heard = self.exchange.take()?;
-        unless_closed(self.stream.write_all(&self.exchange.take_returned()))?;
+        unless_closed(self.stream.write_all(&std::mem::take(self.exchange.replies())))?;
         Ok(heard)
     }
 
     /// Waits until something has come, or one of `others` can be read, and receives what has come.
     pub fn wait(&mut self, others: &[BorrowedFd<'_>]) -> Result<(), TalkError> {
-        let patience = self.exchange.patience();
         let own = self.stream.as_fd();
         let watched: Vec<_> = [&[own], others].concat().into_iter().map(|fd| (fd, true)).collect();
-        let ready = waits::any(&watched, patience)?;
+        let ready = waits::any(&watched, self.exchange.patience())?;
+        let is_over = self.exchange.patience().is_some_and(|patience| patience.is_zero());
         match ready[0] {
-            true => self.exchange.receive(own).map_err(TalkError::of_receiving),
-            false if patience.is_some() && !ready.contains(&true) => Err(TalkError::unanswered()),
+            true => self.exchange.receive(own).map_err(|error| self.exchange.failure(error)),
+            false if is_over => Err(TalkError::unanswered()),
             false => Ok(()),
         }
     }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::talker::{self, Buffer, CHUNK, Client, Door, Job, Part, SLOTS};
 use crate::control::frames::{FromSession, Head, Received, ToSession};
 use crate::sys::net;
+use crate::sys::shared::Slot;
 
 /// Whoever hears nothing for longer takes the session for dead.
 const SAYS_SO_AFTER: Duration = Duration::from_secs(1);
@@ -31,6 +32,7 @@ pub(super) async fn talk(mut stream: UnixStream, mut received: Received, door: &
             None => return Ok(()),
             // Between two messages there is nothing to interrupt.
             Some(ToSession::Interrupt) => {}
+            Some(ToSession::Mapped) => lent.begin(),
             Some(ToSession::Returned(index)) => lent.take_back(index),
             Some(ToSession::Send(head, text)) => {
                 let passing = Arc::downgrade(&door.passing);
@@ -92,10 +94,11 @@ async fn pass_back(
         while let Some(this) = part {
             match this {
                 Part::Text(text) => small.extend(FromSession::Text(text).encode()),
-                Part::Chunk(buffer, length) if buffer.slot().is_some() => {
+                Part::Chunk(buffer, length) if lent.can_have(&buffer) => {
                     lent.lend(buffer, length, &mut writes, &mut small).await?;
                 }
                 Part::Chunk(buffer, length) => {
+                    lent.offer(&buffer, &mut writes, &mut small).await?;
                     small.extend(FromSession::text_header(length));
                     writes.write_all(&small).await?;
                     small.clear();
@@ -114,6 +117,7 @@ async fn pass_back(
                 Some(ToSession::Interrupt) => {
                     let _ = door.asked.send(talker::Asked::Interrupt(Some(reply.id))).await;
                 }
+                Some(ToSession::Mapped) => lent.begin(),
                 Some(ToSession::Returned(index)) => lent.take_back(index),
                 // The next message comes after the reply.
                 Some(ToSession::Send(..)) | None => return Ok(false),
@@ -132,11 +136,45 @@ async fn pass_back(
 struct Lent {
     slots: Mutex<Vec<Buffer>>,
     returned: Notify,
-    /// The client has the memory's descriptor.
-    told: AtomicBool,
+    /// The memory's descriptor was sent.
+    is_offered: AtomicBool,
+    /// The client has mapped it.
+    is_mapped: AtomicBool,
 }
 
 impl Lent {
+    /// Whether the client can read `buffer` where it is.
+    fn can_have(&self, buffer: &Buffer) -> bool {
+        buffer.slot().is_some() && self.is_mapped.load(Ordering::Relaxed)
+    }
+
+    /// The client has the memory.
+    fn begin(&self) {
+        self.is_mapped.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the client the memory that `buffer` is a slot of, once. If it cannot be given, all is sent.
+    async fn offer(
+        &self,
+        buffer: &Buffer,
+        to: &mut WriteHalf<'_>,
+        gathered: &mut Vec<u8>,
+    ) -> std::io::Result<()> {
+        let Some(slot) = buffer.slot().filter(|_| !self.is_offered.swap(true, Ordering::Relaxed)) else {
+            return Ok(());
+        };
+        to.write_all(gathered).await?;
+        gathered.clear();
+        let frame = FromSession::Memory(SLOTS, CHUNK as u32).encode();
+        let stream: &UnixStream = to.as_ref();
+        let send = || net::send_with(stream.as_fd(), &frame, slot.file());
+        // An error of the connection's the next writing tells.
+        if let Ok(sent) = stream.async_io(Interest::WRITABLE, send).await {
+            gathered.extend_from_slice(&frame[sent..]);
+        }
+        Ok(())
+    }
+
     /// Lets the client read the first `length` bytes of `buffer`, which is a slot, when it has returned others.
     async fn lend(
         &self,
@@ -145,22 +183,13 @@ impl Lent {
         to: &mut WriteHalf<'_>,
         gathered: &mut Vec<u8>,
     ) -> std::io::Result<()> {
-        let Some(slot) = buffer.slot() else { return Ok(()) };
-        if !self.told.swap(true, Ordering::Relaxed) {
-            to.write_all(gathered).await?;
-            gathered.clear();
-            let frame = FromSession::Memory(SLOTS, CHUNK as u32).encode();
-            let stream: &UnixStream = to.as_ref();
-            let send = || net::send_with(stream.as_fd(), &frame, slot.file());
-            let sent = stream.async_io(Interest::WRITABLE, send).await?;
-            gathered.extend_from_slice(&frame[sent..]);
-        }
-        while self.count() >= MOST_LENT {
+        while self.slots().len() >= MOST_LENT {
             to.write_all(gathered).await?;
             gathered.clear();
             self.returned.notified().await;
         }
-        gathered.extend(FromSession::Lent(slot.index(), length as u32).encode());
+        let index = buffer.slot().map_or(0, Slot::index);
+        gathered.extend(FromSession::Lent(index, length as u32).encode());
         self.slots().push(buffer);
         Ok(())
     }
@@ -168,10 +197,6 @@ impl Lent {
     fn take_back(&self, index: u32) {
         self.slots().retain(|buffer| buffer.slot().is_none_or(|slot| slot.index() != index));
         self.returned.notify_one();
-    }
-
-    fn count(&self) -> usize {
-        self.slots().len()
     }
 
     fn slots(&self) -> MutexGuard<'_, Vec<Buffer>> {

@@ -35,7 +35,7 @@ pub(super) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>, do
             Ok((stream, _)) => {
                 let (asked, door, talkers) = (asked.clone(), door.clone(), Arc::clone(&talkers));
                 tokio::spawn(async move {
-                    let answered = timeout(PATIENCE, answer(stream, asked, talkers)).await;
+                    let answered = timeout(PATIENCE, answer(stream, asked, talkers, door.is_some())).await;
                     // Whoever talks must not keep others from asking.
                     drop(place);
                     if let (Ok(Ok(Some(talker))), Some(door)) = (answered, door) {
@@ -63,6 +63,7 @@ async fn answer(
     stream: UnixStream,
     asked: mpsc::Sender<Asked>,
     talkers: Arc<Semaphore>,
+    is_session: bool,
 ) -> std::io::Result<Option<Talker>> {
     let uid = net::peer_uid(stream.as_fd())?;
     if uid != process::own_uid() && uid != 0 {
@@ -73,7 +74,7 @@ async fn answer(
     let mut line = Vec::new();
     (&mut stream).take(LONGEST_LINE).read_until(b'\n', &mut line).await?;
     let answer = match decode::<Request>(&line) {
-        Ok(Request::Talk) => return let_in(stream, asked, talkers).await,
+        Ok(Request::Talk) => return let_in(stream, asked, talkers, is_session).await,
         Ok(request) => pass_on(request, &asked).await,
         Err(message) => Answer::Refused { message },
     };
@@ -84,12 +85,15 @@ async fn let_in(
     stream: BufReader<UnixStream>,
     asked: mpsc::Sender<Asked>,
     talkers: Arc<Semaphore>,
+    is_session: bool,
 ) -> std::io::Result<Option<Talker>> {
+    // A session refuses whoever comes when it ends.
+    let kind = if is_session { RefusedFor::Died } else { RefusedFor::Protocol };
     let received = Received::beginning_with(stream.buffer());
     let mut stream = stream.into_inner();
     let refusal = match talkers.try_acquire_owned() {
         Ok(place) => match pass_on(Request::Talk, &asked).await {
-            Answer::Refused { message } => Refusal { kind: RefusedFor::Protocol, message },
+            Answer::Refused { message } => Refusal { kind, message },
             _ => return Ok(Some(Talker { stream, received, _place: place })),
         },
         Err(_) => Refusal { kind: RefusedFor::Busy, message: "too many talk with it already".to_owned() },

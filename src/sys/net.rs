@@ -56,7 +56,8 @@ pub fn receive_with(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(us
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let got = recvmsg::<()>(stream.as_raw_fd(), &mut pieces, Some(&mut space), flags)?;
     let mut file = None;
-    for along in got.cmsgs()? {
+    // Whoever has no descriptor left gets none: that is no error (MSG_CTRUNC), and the bytes have come.
+    for along in got.cmsgs().into_iter().flatten() {
         if let ControlMessageOwned::ScmRights(files) = along {
             for number in files {
                 // SAFETY: the kernel has just made it for us, and nobody else knows of it.

@@ -22,7 +22,6 @@ struct Memory {
     length: NonZeroUsize,
     /// Of one slot.
     size: usize,
-    file: OwnedFd,
 }
 
 // SAFETY: the mapping is this value's own and is not bound to a thread; what is done with it is said below.
@@ -31,12 +30,12 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    fn map(file: OwnedFd, count: u32, size: usize, access: ProtFlags) -> io::Result<Memory> {
+    fn map(file: &OwnedFd, count: u32, size: usize, access: ProtFlags) -> io::Result<Memory> {
         let length = (count as usize).checked_mul(size).and_then(NonZeroUsize::new);
         let length = length.ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice, which nobody else knows.
-        let start = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &file, 0) }?;
-        Ok(Memory { start, length, size, file })
+        let start = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Memory { start, length, size })
     }
 
     /// Where slot `index` begins; `None` if there is none.
@@ -55,10 +54,17 @@ impl Drop for Memory {
     }
 }
 
+/// Memory that others may be given.
+#[derive(Debug)]
+struct Shared {
+    memory: Memory,
+    file: OwnedFd,
+}
+
 /// A part of such memory; whoever has it is the only one who writes there.
 #[derive(Debug)]
 pub struct Slot {
-    memory: Arc<Memory>,
+    shared: Arc<Shared>,
     index: u32,
     start: NonNull<u8>,
 }
@@ -74,13 +80,13 @@ pub fn slots(count: u32, size: usize) -> io::Result<Vec<Slot>> {
     let file = memfd_create(c"agent-run", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let length = (count as usize).checked_mul(size).and_then(|length| i64::try_from(length).ok());
     ftruncate(&file, length.ok_or(io::ErrorKind::InvalidInput)?)?;
-    let memory = Memory::map(file, count, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    let memory = Memory::map(&file, count, size, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     // Our own mapping, which is older, can still be written to.
     let others_read = SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE);
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL | others_read;
-    fcntl(&memory.file, FcntlArg::F_ADD_SEALS(seals))?;
-    let memory = Arc::new(memory);
-    let slot = |index| Some(Slot { start: memory.slot(index)?, memory: Arc::clone(&memory), index });
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    let shared = Arc::new(Shared { memory, file });
+    let slot = |index| Some(Slot { start: shared.memory.slot(index)?, shared: Arc::clone(&shared), index });
     Ok((0..count).filter_map(slot).collect())
 }
 
@@ -92,7 +98,7 @@ impl Slot {
 
     /// The memory, for whoever is to read it.
     pub fn file(&self) -> BorrowedFd<'_> {
-        self.memory.file.as_fd()
+        self.shared.file.as_fd()
     }
 }
 
@@ -102,14 +108,14 @@ impl Deref for Slot {
     fn deref(&self) -> &[u8] {
         // SAFETY: within the mapping, which lives as long as we do; bytes of a file are always valid. Nobody else writes:
         // in this process that takes this slot, and to others it is sealed.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.memory.size) }
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.shared.memory.size) }
     }
 }
 
 impl DerefMut for Slot {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above; other processes may only read, which no rule of this one is broken by.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.memory.size) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.shared.memory.size) }
     }
 }
 
@@ -127,7 +133,7 @@ impl View {
         if !stays || u128::from(count) * size as u128 > u128::try_from(length).unwrap_or(0) {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        Memory::map(file, count, size, ProtFlags::PROT_READ).map(View)
+        Memory::map(&file, count, size, ProtFlags::PROT_READ).map(View)
     }
 
     /// Copies the first `length` bytes of a slot; `None` if it has not so many.
@@ -163,7 +169,7 @@ mod tests {
         let size = u64::from(u32::MAX);
         assert!(ftruncate(file(), 0).is_err() && ftruncate(file(), size as i64).is_err());
         let writes = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        assert!(Memory::map(file(), 3, 4096, writes).is_err());
+        assert!(Memory::map(&file(), 3, 4096, writes).is_err());
         drop(made);
         assert_eq!(view.copy(0, 1), Some(vec![1]));
     }

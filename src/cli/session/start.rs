@@ -25,22 +25,24 @@ pub(super) fn run(args: StartArgs, printer: &Printer) -> Result<u8, Failure> {
     let (quiet, reuse) = (args.options.quiet, args.reuse);
     let spec = spec(args)?;
     if reuse && let Some(run) = session::idle_one_like(&spec)? {
-        report(&run, "is there", quiet, printer);
+        report(&run, true, quiet, printer);
         return Ok(0);
     }
     let person = AtTerminal { verbosity: if quiet { Verbosity::Quiet } else { Verbosity::Normal } };
     let spinner = Spinner::new(quiet || printer.is_json());
     match session::start(spec, &person, &spinner) {
-        Ok(run) => report(&run, "is ready", quiet, printer),
+        Ok(run) => report(&run, false, quiet, printer),
         Err(SessionError::NotReady(NotReady::Interrupted(signal))) => signal::die_of(signal),
         Err(error) => return Err(error.into()),
     }
     Ok(0)
 }
 
-fn report(run: &SeenRun, how: &str, quiet: bool, printer: &Printer) {
+fn report(run: &SeenRun, reused: bool, quiet: bool, printer: &Printer) {
+    let how = if reused { "is there" } else { "is ready" };
     if printer.is_json() {
-        let value: Value = view::json(run, None, None);
+        let mut value: Value = view::json(run, None, None);
+        value["reused"] = reused.into();
         return printer.document("run", value);
     }
     if let (Ok(record), false) = (&run.record, quiet) {

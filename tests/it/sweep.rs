@@ -442,6 +442,67 @@ fn real_servers_that_were_left_are_found() {
     assert!(refused.contains("one kind of evidence") && refused.contains("its parent bash"), "{swept:#}");
 }
 
+/// Runs `script` in a world with what `.ci/fetch-servers` got, in `$S`, if `sh -c check` can use that.
+fn world_with_servers(place: &Place, check: &str, script: &str) -> Option<Done> {
+    let servers = concat!("S=", env!("CARGO_MANIFEST_DIR"), "/target/servers");
+    let checked = Command::new("sh").args(["-c", &format!("{servers}; {check}")]).output();
+    if !checked.is_ok_and(|output| output.status.success()) {
+        skipped("there is no such server; .ci/fetch-servers gets it");
+        return None;
+    }
+    world(place, &format!("{servers}\n{script}"))
+}
+
+/// As `sweep --json` shows them: the commands that have `word` in them.
+fn with_word(items: &Value, word: &str) -> usize {
+    let has = |item: &&Value| item["command"].to_string().contains(word);
+    items.as_array().map_or(0, |items| items.iter().filter(has).count())
+}
+
+#[test]
+fn a_real_vite_whose_agent_was_killed_is_a_leftover() {
+    let place = Place::new();
+    let script = r#"
+        mkdir "$W/plain"; cd "$W/plain"; echo '<h1>hi</h1>' >index.html
+        bash -c 'export OPENCODE=1 OPENCODE_PID=$BASHPID
+            setsid -f node "$0" --host 127.0.0.1 --port 8457 --strictPort </dev/null >/dev/null 2>&1
+            exec -a opencode "$M" touch "$W/up-agent" pause' "$S/vite/node_modules/vite/bin/vite.js" &
+        until grep -q ":2109 .* 0A " /proc/net/tcp && [ -s "$W/up-agent" ]; do :; done
+        $A sweep --list --json; kill -KILL "$(pid agent)"; wait
+        $A sweep --yes --json
+        pgrep node >&2 && exit 9; true
+    "#;
+    let check = r#"node "$S/vite/node_modules/vite/bin/vite.js" --version"#;
+    let Some(done) = world_with_servers(&place, check, script) else { return };
+    let done = done.expect_code(0);
+    let before: Value = serde_json::from_str(done.stdout.lines().next().unwrap()).unwrap();
+    let spared = before["sweep"]["refused"][0]["spared"].as_str().unwrap_or_default();
+    assert!(spared.contains("its agent may be alive"), "{before:#}");
+    let swept = answer(&done);
+    assert_eq!(with_word(&swept["ended"], "vite.js"), 1, "{swept:#}");
+    assert_eq!(swept["freed"]["ports"], serde_json::json!([8457]), "{swept:#}");
+}
+
+#[test]
+fn a_real_flask_that_reloads_is_a_leftover() {
+    let place = Place::new();
+    let script = r#"
+        mkdir "$W/web_f"; cd "$W/web_f"; printf 'import flask\napp = flask.Flask(__name__)\n' >hello.py
+        setsid -f "$S/python/bin/python" -m flask --app hello run --debug --port 7004 </dev/null >/dev/null 2>&1
+        cd /; until grep -q ":1B5C .* 0A " /proc/net/tcp && [ "$(pgrep -c python)" = 2 ]; do :; done
+        $A sweep --yes --json
+        pgrep python >&2 && exit 9; [ ! -e "$W/web_f" ]
+    "#;
+    let check = r#""$S/python/bin/python" -c 'import flask'"#;
+    let Some(done) = world_with_servers(&place, check, script) else { return };
+    let done = done.expect_code(0);
+    let swept = answer(&done);
+    assert_eq!(with_word(&swept["ended"], "flask"), 1, "{swept:#}");
+    // The one that looks for changes, and the one that serves.
+    assert_eq!(swept["ended"][0]["pids"].as_array().unwrap().len(), 2, "{swept:#}");
+    assert_eq!(swept["freed"]["ports"], serde_json::json!([7004]), "{swept:#}");
+}
+
 #[test]
 fn a_server_over_sockets_whose_client_was_killed_is_a_leftover() {
     let place = Place::new();

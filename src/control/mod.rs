@@ -1,7 +1,8 @@
 //! What may be asked of a living run through its socket, and what guard and supervisor tell
 //! each other.
 //!
-//! One request a connection: a line of JSON, answered by a line of JSON. Both carry a version;
+//! One request a connection: a line of JSON, answered by a line of JSON, but for `talk`, which frames follow and answer
+//! (see [`frames`]). Requests and answers carry a version;
 //! a supervisor refuses one that it does not know. `stop` is answered when the teardown has begun:
 //! that it is over is for the run's lock to say, since a supervisor can die and its guard go on.
 
@@ -56,7 +57,7 @@ pub enum Request {
     Take,
     /// Ask the program of a session for the end of its reply.
     Interrupt,
-    /// Talk with a session: once this is done, frames follow in both directions.
+    /// Talk with a session: frames follow at once, and are the answer too.
     Talk,
 }
 

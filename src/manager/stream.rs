@@ -13,7 +13,7 @@ use super::{ManagerError, Session};
 use crate::control::client::ANSWER_WITHIN;
 use crate::control::frames::Reply;
 use crate::protocol::CompleteBy;
-use crate::session::connection::{Exchange, Heard, Sending, TalkError, unless_closed};
+use crate::session::connection::{Exchange, Heard, Sending, TalkError, message, unless_closed};
 
 /// A connection to a session.
 pub(super) struct Link {
@@ -34,7 +34,7 @@ impl Link {
     }
 
     async fn send(&mut self, text: &str, sending: Sending) -> Result<(), TalkError> {
-        let bytes = self.exchange.message(text, sending)?;
+        let bytes = message(text, sending)?;
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             let written = timeout(ANSWER_WITHIN, self.stream.write(rest)).await;

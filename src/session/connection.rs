@@ -77,27 +77,18 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Connects to `run`, and asks to talk.
     pub(crate) fn open(run: &SeenRun) -> Result<(UnixStream, Exchange), TalkError> {
-        let stream = connect_to_talk(&run.directory)?;
-        let exchange = Exchange {
+        Ok((connect_to_talk(&run.directory)?, Exchange::new()))
+    }
+
+    fn new() -> Exchange {
+        Exchange {
             received: Received::default(),
             unheard_since: None,
             buffer: vec![0; AT_ONCE],
             file: None,
             memory: None,
             replies: Vec::new(),
-        };
-        Ok((stream, exchange))
-    }
-
-    /// Returns what a message is on the wire.
-    pub(crate) fn message(&mut self, text: &str, sending: Sending) -> Result<Vec<u8>, TalkError> {
-        if text.len() > LONGEST_MESSAGE {
-            let message = format!("the message is longer than {} MiB", LONGEST_MESSAGE >> 20);
-            return Err(TalkError::Refused(Refusal { kind: RefusedFor::Protocol, message }));
         }
-        let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
-        let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
-        Ok(ToSession::Send(head, text.to_owned()).encode())
     }
 
     /// The message is sent; from now on something is to be heard.
@@ -170,12 +161,24 @@ impl Exchange {
     }
 }
 
-/// A sending of which reading tells what has become: the other end may say why it closed.
+/// Returns what a message is on the wire.
+pub(crate) fn message(text: &str, sending: Sending) -> Result<Vec<u8>, TalkError> {
+    if text.len() > LONGEST_MESSAGE {
+        let message = format!("the message is longer than {} MiB", LONGEST_MESSAGE >> 20);
+        return Err(TalkError::Refused(Refusal { kind: RefusedFor::Protocol, message }));
+    }
+    let timeout_s = sending.timeout.map(|span| span.as_secs_f64());
+    let head = Head { timeout_s, stream: sending.stream, wait: sending.wait };
+    Ok(ToSession::Send(head, text.to_owned()).encode())
+}
+
+/// What a sending means. If the other end has closed, reading tells why; nothing taken in time is no answer.
 pub(crate) fn unless_closed(sent: io::Result<()>) -> Result<(), TalkError> {
-    match sent.map_err(|error| (error.kind(), error)) {
-        Ok(()) | Err((io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset, _)) => Ok(()),
-        Err((io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, _)) => Err(TalkError::unanswered()),
-        Err((_, error)) => Err(error.into()),
+    let Err(error) = sent else { return Ok(()) };
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(()),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Err(TalkError::unanswered()),
+        _ => Err(error.into()),
     }
 }
 
@@ -203,7 +206,7 @@ impl Connection {
 
     /// Sends a message; [`Connection::take`] gives what has come of it.
     pub fn send(&mut self, text: &str, sending: Sending) -> Result<(), TalkError> {
-        let bytes = self.exchange.message(text, sending)?;
+        let bytes = message(text, sending)?;
         unless_closed(self.stream.write_all(&bytes))?;
         self.exchange.sent();
         Ok(())
@@ -232,5 +235,46 @@ impl Connection {
             false if is_over => Err(TalkError::unanswered()),
             false => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::shared;
+
+    fn text(exchange: &mut Exchange) -> Option<Vec<u8>> {
+        match exchange.take().unwrap()? {
+            Heard::Text(text) => Some(text),
+            Heard::Over(reply) => panic!("{reply:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_lent_is_read_and_returned() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut slots = shared::slots(2, 4096).unwrap();
+        slots[1][..5].copy_from_slice(b"hello");
+        let memory = FromSession::Memory(2, 4096).encode();
+        assert_eq!(net::send_with(theirs.as_fd(), &memory, slots[1].file()).unwrap(), memory.len());
+        let mut exchange = Exchange::new();
+        exchange.receive(ours.as_fd()).unwrap();
+        assert_eq!(text(&mut exchange), None);
+        assert_eq!(std::mem::take(exchange.replies()), ToSession::Mapped.encode());
+        (&theirs).write_all(&FromSession::Lent(1, 5).encode()).unwrap();
+        exchange.receive(ours.as_fd()).unwrap();
+        assert_eq!(text(&mut exchange).unwrap(), b"hello");
+        assert_eq!(*exchange.replies(), ToSession::Returned(1).encode());
+    }
+
+    #[test]
+    fn without_the_memory_all_is_sent() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (memory, sent) = (FromSession::Memory(2, 4096), FromSession::Text(b"hello".to_vec()));
+        (&theirs).write_all(&[memory.encode(), sent.encode()].concat()).unwrap();
+        let mut exchange = Exchange::new();
+        exchange.receive(ours.as_fd()).unwrap();
+        assert_eq!(text(&mut exchange).unwrap(), b"hello");
+        assert!(exchange.replies().is_empty(), "it must not be lent anything");
     }
 }

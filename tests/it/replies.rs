@@ -1,10 +1,13 @@
 //! Replies of sessions in trouble: floods, readers that are slow or gone, messages that nobody waits for.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::Instant;
 
 use agent_run::Signal;
+use agent_run::control::frames::{FromSession, Head, Received, ToSession};
+use agent_run::control::{Request, encode};
 use serde_json::Value;
 
 use crate::harness::agents::Agents;
@@ -73,6 +76,36 @@ fn large_replies_come_as_they_were_said() {
         let wrong = lines.find(|(_, (line, number))| line.parse::<u32>() != Ok(*number));
         assert_eq!((wrong, text.lines().count()), (None, 700_001), "{first}");
     }
+}
+
+#[test]
+fn who_reads_no_memory_gets_all_by_the_socket() {
+    let agents = Agents::new();
+    agents.start(&["bash"]);
+    let numbers: String = (1..=400_000).map(|number| format!("{number}\n")).collect();
+    std::fs::write(agents.0.path("numbers"), &numbers).unwrap();
+    let mut stream = UnixStream::connect(agents.0.unfinished()[0].join("control.sock")).unwrap();
+    let head = Head { timeout_s: None, stream: false, wait: true };
+    let message = ToSession::Send(head, "cat ../numbers".to_owned()).encode();
+    stream.write_all(&[encode(Request::Talk), message].concat()).unwrap();
+    let (mut received, mut text, mut offered) = (Received::default(), Vec::new(), false);
+    loop {
+        match received.from_session().unwrap() {
+            Some(FromSession::Text(more)) => text.extend(more),
+            // Its descriptor is not taken, and nothing is said of it.
+            Some(FromSession::Memory(..)) => offered = true,
+            Some(FromSession::Over(_)) => break,
+            Some(other) => panic!("{other:?}"),
+            None => {
+                let (room, most) = received.room();
+                let mut buffer = vec![0; most.min(4096)];
+                let length = stream.read(&mut buffer).unwrap();
+                assert_ne!(length, 0, "the reply has an end");
+                room.extend_from_slice(&buffer[..length]);
+            }
+        }
+    }
+    assert!(offered && text == numbers.as_bytes(), "{offered}, {} bytes", text.len());
 }
 
 #[test]

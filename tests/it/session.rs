@@ -284,6 +284,7 @@ fn an_idle_session_like_it_is_used_again() {
     let first = agents.start(&["--provider", "bash", "--reuse"]);
     let again = agents.start(&["--provider", "bash", "--reuse"]);
     assert_eq!(first["id"], again["id"]);
+    assert_eq!((&first["reused"], &again["reused"]), (&false.into(), &true.into()));
     let other = agents.start(&["--provider", "bash", "--reuse", "--env", "A=b"]);
     assert_ne!(first["id"], other["id"]);
     fs::create_dir(agents.0.path("work/sub")).unwrap();
